@@ -1,0 +1,1 @@
+"""Is an answer, an image, a day any good."""

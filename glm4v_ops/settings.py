@@ -1,0 +1,87 @@
+"""Where things are: bucket, work area, tables, recipe. Read from the environment, never from the recipe.
+
+Credentials are not here: the object store's come from boto3's own chain (`AWS_ACCESS_KEY_ID`, …,
+`AWS_ENDPOINT_URL_S3`) or an Airflow connection, the database's from `GLM4V_DSN` or an Airflow connection.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping
+from dataclasses import dataclass
+from datetime import date
+from urllib.parse import urlsplit
+
+from glm4v_ops.errors import SettingsError
+
+
+@dataclass(frozen=True, slots=True)
+class S3Uri:
+    """`s3://bucket/key`; the key may be a prefix."""
+
+    bucket: str
+    key: str
+
+    @classmethod
+    def parse(cls, uri: str, *, setting: str) -> S3Uri:
+        """Raises `SettingsError` naming `setting` when `uri` is not `s3://bucket/…`."""
+        parts = urlsplit(uri, allow_fragments=False)
+        if parts.scheme != "s3" or not parts.netloc:
+            raise SettingsError(f"{setting} is {uri!r}, not s3://bucket/prefix", remedy=f"set {setting}")
+        # urlsplit cuts "?" off the key; a key may hold one.
+        return cls(parts.netloc, uri.removeprefix(f"s3://{parts.netloc}").lstrip("/"))
+
+    def __str__(self) -> str:
+        return f"s3://{self.bucket}/{self.key}"
+
+    def child(self, *names: str) -> S3Uri:
+        return S3Uri(self.bucket, "/".join([self.key.rstrip("/"), *names]).lstrip("/"))
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Settings:
+    """Defaults are those of the demo's buckets, so that a bucket of one's own is two variables away."""
+
+    source: str = "s3://drop/images/{day}/"
+    work: str = "s3://work/glm4v"
+    recipe: str = "recipes/default.yaml"
+    marker: str = "_SUCCESS"
+    quiet_seconds: int = 1800
+
+    @classmethod
+    def from_environment(cls, environ: Mapping[str, str] | None = None) -> Settings:
+        """GLM4V_SOURCE, GLM4V_WORK, GLM4V_RECIPE, GLM4V_MARKER, GLM4V_QUIET_SECONDS; anything unset is the default."""
+        environ = os.environ if environ is None else environ
+        defaults = cls()
+        quiet = environ.get("GLM4V_QUIET_SECONDS", str(defaults.quiet_seconds))
+        if not quiet.isdigit():
+            raise SettingsError(f"GLM4V_QUIET_SECONDS is {quiet!r}, not a number of seconds", remedy="set e.g. 1800")
+        return cls(
+            source=environ.get("GLM4V_SOURCE", defaults.source),
+            work=environ.get("GLM4V_WORK", defaults.work),
+            recipe=environ.get("GLM4V_RECIPE", defaults.recipe),
+            marker=environ.get("GLM4V_MARKER", defaults.marker),
+            quiet_seconds=int(quiet),
+        )
+
+    def source_of(self, day: date) -> S3Uri:
+        """The prefix that holds one day's images. Raises `SettingsError` without a `{day}` placeholder."""
+        if "{day}" not in self.source:
+            raise SettingsError(
+                f"GLM4V_SOURCE is {self.source!r}, without {{day}}", remedy="set e.g. s3://bucket/images/{day}/"
+            )
+        return S3Uri.parse(self.source.replace("{day}", day.isoformat()), setting="GLM4V_SOURCE")
+
+    @property
+    def work_uri(self) -> S3Uri:
+        """The prefix under which manifests, frozen recipes and result parts are kept."""
+        return S3Uri.parse(self.work, setting="GLM4V_WORK")
+
+
+def dsn_from_environment(environ: Mapping[str, str] | None = None) -> str:
+    """The tables' libpq URL, from `GLM4V_DSN`. Raises `SettingsError` when unset."""
+    environ = os.environ if environ is None else environ
+    dsn = environ.get("GLM4V_DSN", "")
+    if not dsn:
+        raise SettingsError("no database named: GLM4V_DSN is not set", remedy="export GLM4V_DSN=postgresql://…")
+    return dsn

@@ -1,0 +1,1 @@
+"""Rows out: the tables, and the answers already known."""

@@ -1,0 +1,1 @@
+"""Bytes in: which objects a day holds, their bytes, and safe pixels out of them."""
