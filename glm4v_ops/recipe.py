@@ -109,18 +109,28 @@ class Recipe(_Section):
     @property
     def recipe_id(self) -> str:
         """16 hex digits naming the content (see the module's docstring for what is left out)."""
-        content = self.model_dump(mode="json", exclude={"name", "run"})
-        return _digest({"version": ANSWER_VERSION, "recipe": content})
+        content = self.model_dump(mode="json", exclude={"name", "run", "model"})
+        return _digest({"version": ANSWER_VERSION, "recipe": content, "model": self._model_content()})
 
     def answer_id(self, task: TaskName) -> str:
         """16 hex digits naming what shapes this task's answer: model, image limits, its prompt and settings."""
-        content = self.model_dump(mode="json", include={"model", "image"})
-        own = self.tasks[task].model_dump(mode="json")
-        return _digest({"version": ANSWER_VERSION, "task": task, "settings": own, **content})
+        image, own = self.image.model_dump(mode="json"), self.tasks[task].model_dump(mode="json")
+        content = {"model": self._model_content(), "image": image, "settings": own}
+        return _digest({"version": ANSWER_VERSION, "task": task, **content})
 
-    def with_revision(self, *, model_id: str, revision: str) -> Recipe:
-        """The same recipe with the checkpoint's resolved identity, as it stands on rows and in ids."""
-        return self.model_copy(update={"model": self.model.model_copy(update={"id": model_id, "revision": revision})})
+    @property
+    def model_name(self) -> str:
+        """The model as rows name it: the hub id, or the last two parts of a folder's path."""
+        return "/".join([part for part in self.model.id.split("/") if part not in ("", ".", "..", "~")][-2:])
+
+    def _model_content(self) -> dict[str, Any]:
+        """A folder's content digest says all: the same checkpoint keeps its ids wherever it is copied to."""
+        by_content = self.model.revision.startswith("sha256:")
+        return self.model.model_dump(mode="json", exclude={"id"} if by_content else None)
+
+    def with_revision(self, revision: str) -> Recipe:
+        """The same recipe with the checkpoint's resolved revision, as it stands on rows and in ids."""
+        return self.model_copy(update={"model": self.model.model_copy(update={"revision": revision})})
 
     def to_yaml(self) -> str:
         """Canonical YAML that `parse_recipe` reads back to an equal recipe."""
