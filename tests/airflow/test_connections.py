@@ -1,0 +1,86 @@
+from __future__ import annotations
+
+import json
+
+import psycopg
+import pytest
+from psycopg.conninfo import conninfo_to_dict
+
+from demo.parts import ObjectStore, Postgres
+from glm4v_ops.airflow.connections import store_client, tables_dsn
+from glm4v_ops.errors import SettingsError
+from glm4v_ops.source import store as stores
+
+
+def test_the_store_is_reached_through_its_airflow_connection(store_connection: ObjectStore) -> None:
+    bucket = store_connection.new_bucket()
+    assert bucket in {each["Name"] for each in store_client().list_buckets()["Buckets"]}
+
+
+def test_the_client_behaves_as_the_one_without_airflow(store_connection: ObjectStore) -> None:
+    ours = store_client().meta.config
+    theirs = stores.client(
+        endpoint_url=store_connection.endpoint,
+        aws_access_key_id="a",
+        aws_secret_access_key="b",
+        region_name="us-east-1",
+    ).meta.config
+    for name in ("retries", "connect_timeout", "read_timeout", "max_pool_connections"):
+        assert getattr(ours, name) == getattr(theirs, name), name
+    for name in ("request_checksum_calculation", "response_checksum_validation"):
+        assert getattr(ours, name) == getattr(theirs, name), name
+
+
+def test_a_missing_store_connection_is_an_error_with_its_remedy_and_no_fall_back(
+    store: ObjectStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name, value in store.environ().items():
+        monkeypatch.setenv(name, value)  # what boto3 would silently take
+    with pytest.raises(SettingsError, match="no Airflow connection 'glm4v_store'") as refused:
+        store_client()
+    assert refused.value.remedy.startswith("airflow connections add glm4v_store --conn-type aws")
+    assert '{"endpoint_url": ' in refused.value.remedy
+
+
+def test_the_tables_are_reached_through_their_airflow_connection(
+    postgres: Postgres, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    database = conninfo_to_dict(postgres.new_database())["dbname"]
+    connection = {
+        "conn_type": "postgres",
+        "host": "127.0.0.1",
+        "port": postgres.port,
+        "login": postgres.USER,
+        "password": postgres.password,
+        "schema": database,
+    }
+    monkeypatch.setenv("AIRFLOW_CONN_GLM4V_TABLES", json.dumps(connection))
+    with psycopg.connect(tables_dsn()) as opened:
+        assert opened.info.dbname == database
+
+
+def test_odd_characters_and_libpq_options_survive_and_airflows_own_options_are_left_out(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    connection = {
+        "conn_type": "postgres",
+        "host": "/var/run/a folder",
+        "login": "user@corp",
+        "password": "p/w:d?#%&图",
+        "schema": "tab les",
+        "extra": {"sslmode": "require", "cursor": "dictcursor"},
+    }
+    monkeypatch.setenv("AIRFLOW_CONN_GLM4V_TABLES", json.dumps(connection))
+    assert conninfo_to_dict(tables_dsn()) == {
+        "host": "/var/run/a folder",
+        "user": "user@corp",
+        "password": "p/w:d?#%&图",
+        "dbname": "tab les",
+        "sslmode": "require",
+    }
+
+
+def test_a_missing_tables_connection_is_an_error_with_its_remedy() -> None:
+    with pytest.raises(SettingsError, match="no Airflow connection 'glm4v_tables'") as refused:
+        tables_dsn()
+    assert refused.value.remedy.startswith("airflow connections add glm4v_tables --conn-type postgres")
