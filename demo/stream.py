@@ -1,0 +1,176 @@
+"""Training examples without end: postcards drawn by worker processes, kept on the device, met several times.
+
+Drawing is the slow part (a core draws some fifty a second, the card learns from thousands), so every picture
+is kept in a ring on the device and sampled until newer ones replace it. A batch holds one patch grid only:
+equal shapes need no padding. Knows nothing of the model.
+"""
+
+from __future__ import annotations
+
+import io
+import threading
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from PIL import Image
+from torch.utils.data import DataLoader, IterableDataset, get_worker_info
+from transformers import PreTrainedTokenizerFast
+from transformers.models.glm4v.image_processing_pil_glm4v import smart_resize
+
+from demo.blueprint import MAX_SIDE, MERGE, MIN_AREA, PATCH
+from demo.postcards import render
+
+#: Tokens kept of each answer, its stop token included; longer ones are cut without a stop.
+CAPTION_TOKENS, TEXT_TOKENS = 88, 104
+#: Pictures in one parcel from a worker.
+PARCEL = 16
+
+
+@dataclass(frozen=True, slots=True)
+class Parcel:
+    """`PARCEL` pictures of one size: pixels uint8 (n, height, width, 3), answers int16 (n, tokens), -1 after the stop."""
+
+    pixels: torch.Tensor
+    captions: torch.Tensor
+    texts: torch.Tensor
+
+
+def to_model_size(image: Image.Image) -> Image.Image:
+    """Scale as the pipeline does (long side down to `MAX_SIDE`), then as the image processor does."""
+    scaled = image.convert("RGB")
+    scaled.thumbnail((MAX_SIDE, MAX_SIDE), Image.Resampling.BICUBIC, reducing_gap=3.0)
+    height, width = smart_resize(
+        2,
+        scaled.height,
+        scaled.width,
+        temporal_factor=2,
+        factor=PATCH * MERGE,
+        min_pixels=2 * MIN_AREA,
+        max_pixels=2 * MAX_SIDE * MAX_SIDE,
+    )
+    return scaled.resize((width, height), Image.Resampling.BICUBIC)
+
+
+def recompress(image: Image.Image, generator: np.random.Generator) -> Image.Image:
+    """Half of the pictures pass through JPEG, as about half of the drop's have."""
+    if generator.random() < 0.5:
+        return image
+    buffer = io.BytesIO()
+    image.save(buffer, "JPEG", quality=int(generator.integers(60, 96)))
+    return Image.open(buffer).convert("RGB")
+
+
+class Drawing(IterableDataset):
+    """Worker `w` of `n` draws pictures first+w, first+w+n, … of `seed`, and hands them on by size, a parcel at a time."""
+
+    def __init__(self, tokenizer: PreTrainedTokenizerFast, stop_id: int, *, seed: int, first: int) -> None:
+        self.tokenizer, self.stop_id, self.seed, self.first = tokenizer, stop_id, seed, first
+
+    def _ids(self, answer: str, length: int) -> np.ndarray:
+        row = np.full(length, -1, dtype=np.int16)
+        ids = [*self.tokenizer(answer, add_special_tokens=False).input_ids, self.stop_id][:length]
+        row[: len(ids)] = ids
+        return row
+
+    def __iter__(self) -> Iterator[Parcel]:
+        worker = get_worker_info()
+        index, step = (self.first + worker.id, worker.num_workers) if worker else (self.first, 1)
+        waiting: dict[tuple[int, int], list[tuple[np.ndarray, np.ndarray, np.ndarray]]] = {}
+        while True:
+            image, card = render(self.seed, index)
+            image = to_model_size(recompress(image.convert("RGB"), np.random.default_rng((self.seed, index, 7))))
+            index += step
+            row = (np.asarray(image), self._ids(card.caption, CAPTION_TOKENS), self._ids(card.text, TEXT_TOKENS))
+            rows = waiting.setdefault(image.size, [])
+            rows.append(row)
+            if len(rows) == PARCEL:
+                del waiting[image.size]
+                yield Parcel(*(torch.from_numpy(np.stack(column)) for column in zip(*rows, strict=True)))
+
+
+class Ring:
+    """The last `capacity` pictures of one size, on the device."""
+
+    def __init__(self, parcel: Parcel, capacity: int, device: torch.device) -> None:
+        self.columns = [
+            torch.empty((capacity, *column.shape[1:]), dtype=column.dtype, device=device)
+            for column in (parcel.pixels, parcel.captions, parcel.texts)
+        ]
+        self.capacity, self.seen = capacity, 0
+
+    def add(self, parcel: Parcel) -> None:
+        start = self.seen % self.capacity
+        for ring, column in zip(self.columns, (parcel.pixels, parcel.captions, parcel.texts), strict=True):
+            ring[start : start + PARCEL].copy_(column, non_blocking=True)
+        self.seen += PARCEL
+
+    def sample(self, count: int, generator: torch.Generator) -> tuple[torch.Tensor, ...]:
+        device = self.columns[0].device
+        rows = torch.randint(min(self.seen, self.capacity), (count,), generator=generator, device=device)
+        return tuple(column[rows] for column in self.columns)
+
+
+class Stream:
+    """Batches of one size each, sizes as often as they are drawn. Drawing goes on in the background.
+
+    `drawn` counts pictures. `capacity` is a multiple of `PARCEL`: pictures kept of each size.
+    """
+
+    def __init__(
+        self,
+        tokenizer: PreTrainedTokenizerFast,
+        stop_id: int,
+        *,
+        seed: int,
+        first: int,
+        workers: int,
+        capacity: int,
+        device: torch.device,
+    ) -> None:
+        self._rings: dict[tuple[int, ...], Ring] = {}
+        self._capacity, self._device, self.drawn = capacity, device, 0
+        self._generator = torch.Generator(device=device).manual_seed(seed + first)
+        self._choice = np.random.default_rng((seed, first))
+        self._lock = threading.Lock()
+        self._failure: BaseException | None = None
+        loader = DataLoader(
+            Drawing(tokenizer, stop_id, seed=seed, first=first),
+            batch_size=None,
+            num_workers=workers,
+            prefetch_factor=4 if workers else None,
+            # Workers must not inherit the device's context.
+            multiprocessing_context="forkserver" if workers else None,
+        )
+        self._thread = threading.Thread(target=self._fill, args=(loader,), daemon=True)
+        self._thread.start()
+
+    def _fill(self, loader: DataLoader) -> None:
+        try:
+            for parcel in loader:
+                size = tuple(parcel.pixels.shape[1:3])
+                with self._lock:
+                    if size not in self._rings:
+                        self._rings[size] = Ring(parcel, self._capacity, self._device)
+                    self._rings[size].add(parcel)
+                    self.drawn += PARCEL
+        except BaseException as failure:  # noqa: BLE001 - handed to the training thread, which raises it
+            self._failure = failure
+
+    def batch(self, count: int) -> tuple[torch.Tensor, ...]:
+        """(pixels uint8 (count, height, width, 3), captions, texts) of one size."""
+        if self._failure is not None:
+            raise RuntimeError("drawing postcards failed") from self._failure
+        with self._lock:
+            # A size seen too seldom would be learnt by heart.
+            rings = [ring for ring in self._rings.values() if ring.seen >= min(count, 64)]
+            weights = np.array([ring.seen for ring in rings], dtype=float)
+            return rings[self._choice.choice(len(rings), p=weights / weights.sum())].sample(count, self._generator)
+
+    @property
+    def ready(self) -> int:
+        """Pictures at hand, once at least one size can be sampled."""
+        if self._failure is not None:
+            raise RuntimeError("drawing postcards failed") from self._failure
+        return self.drawn if any(ring.seen >= 64 for ring in list(self._rings.values())) else 0

@@ -1,0 +1,43 @@
+"""Real parts for every test that needs one: started once per test process, gone when it ends.
+
+`store` is SeaweedFS with an S3 endpoint and keys, `postgres` is PostgreSQL with a password, `stack` is both and
+Airflow (a store and a PostgreSQL of its own). Take a bucket or a
+database of your own (`store.new_bucket()`, `postgres.new_database()`), and tests never meet.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+from collections.abc import Iterator
+
+import pytest
+
+from demo.parts import ObjectStore, Postgres
+from demo.stack import ROOT, Stack
+
+# A developer's own settings must not reach the tests, nor the tests a developer's buckets and tables.
+for _name in [name for name in os.environ if name.startswith(("AWS_", "GLM4V_", "AIRFLOW", "PG"))]:
+    del os.environ[_name]
+
+
+@pytest.fixture(scope="session")
+def store(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ObjectStore]:
+    with ObjectStore.start(tmp_path_factory.mktemp("store")) as running:
+        yield running
+
+
+@pytest.fixture(scope="session")
+def postgres(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Postgres]:
+    with Postgres.start(tmp_path_factory.mktemp("postgres"), durable=False) as running:
+        yield running
+
+
+@pytest.fixture(scope="session")
+def stack(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Stack]:
+    """The whole stack with a real scheduler, for the project's DAGs and those in tests/demo/dags. Starts in 30 s."""
+    dags = tmp_path_factory.mktemp("dags")
+    for source in [*(ROOT / "dags").glob("*.py"), *(ROOT / "tests/demo/dags").glob("*.py")]:
+        shutil.copy(source, dags)
+    with Stack.start(tmp_path_factory.mktemp("stack"), dags=dags) as running:
+        yield running
