@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from demo import postcards
+from demo.hostile import HostileFile
 
 BUCKET = "drop"
 MARKER = "_SUCCESS"
@@ -57,36 +58,37 @@ def listing(client: Any, day: date) -> dict[str, str]:
     return found
 
 
-def fill(client: Any, day: date, *, images: int, hostile: Iterable[tuple[str, bytes]], truth: Path) -> Filled:
-    """Put `images` postcards and the `hostile` (name, bytes) files of a day into the drop."""
+def fill(client: Any, day: date, *, images: int, hostile: Iterable[HostileFile], truth: Path) -> Filled:
+    """Put `images` postcards and the `hostile` files of a day into the drop."""
     present = listing(client, day)
-    known = {line["key"]: line for line in read_truth(truth)} if truth.exists() else {}
+    told = read_truth(truth) if truth.exists() else []
+    known = {line["key"]: line for line in told if line["etag"] == present.get(line["key"])}
 
-    def wanted() -> Iterator[tuple[str, bytes | None, dict[str, object] | None]]:
+    def wanted() -> Iterator[tuple[str, bytes | None, dict[str, Any] | None]]:
+        """Key, bytes and truth of each file; no bytes where it is known to be there: drawing is slow."""
         for index in range(images):
-            card = postcards.plan(seed(day), index)
-            key = prefix(day) + card.name
-            if key in known and known[key]["etag"] == present.get(key):
+            key = prefix(day) + postcards.plan(seed(day), index).name
+            if key in known:
                 yield key, None, known[key]
             else:
                 drawn = postcards.draw(seed(day), index)
                 yield key, drawn.data, drawn.truth()
-        for name, data in hostile:
-            key = prefix(day) + name
-            # Of pictures this small the etag is the MD5 of the content, in S3 as in SeaweedFS.
-            yield key, None if present.get(key) == _md5(data) else data, None
+        for each in hostile:
+            yield prefix(day) + each.name, each.data, each.truth
 
-    lines: list[dict[str, object]] = []
+    lines: list[dict[str, Any]] = []
     uploaded = total = 0
     with ThreadPoolExecutor(8) as pool:
         puts = []
         for key, data, line in wanted():
             total += 1
-            if data is not None:
+            # Of pictures this small the etag is the MD5 of the content, in S3 as in SeaweedFS.
+            etag = present[key] if data is None else _md5(data)
+            if data is not None and etag != present.get(key):
                 uploaded += 1
                 puts.append(pool.submit(client.put_object, Bucket=BUCKET, Key=key, Body=data))
             if line is not None:
-                lines.append({**line, "key": key, "etag": line.get("etag") if data is None else _md5(data)})
+                lines.append({**line, "key": key, "etag": etag})
         for put in puts:
             put.result()
     _write_truth(truth, lines, known)
@@ -98,7 +100,7 @@ def read_truth(path: Path) -> list[dict[str, Any]]:
     return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
 
 
-def _write_truth(path: Path, lines: list[dict[str, object]], known: dict[str, Any]) -> None:
+def _write_truth(path: Path, lines: list[dict[str, Any]], known: dict[str, Any]) -> None:
     """Pictures of an earlier, larger start stay in the bucket, so their truth stays too."""
     path.parent.mkdir(parents=True, exist_ok=True)
     written = {str(line["key"]): line for line in lines}

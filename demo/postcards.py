@@ -71,7 +71,7 @@ def _card(scene: Scene, index: int) -> Postcard:
 
 
 def plan(seed: int, index: int) -> Postcard:
-    """The truth alone, nothing drawn: a fraction of a millisecond."""
+    """The truth alone, nothing drawn: a millisecond or two."""
     return _card(compose(seed, index), index)
 
 

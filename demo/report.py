@@ -6,7 +6,6 @@ from the tasks' own words. `Findings.problems` is empty exactly when every promi
 
 from __future__ import annotations
 
-import io
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import date
@@ -14,14 +13,15 @@ from pathlib import Path
 from typing import Any
 
 import psycopg
-from PIL import Image
 from rich.console import Console
 from rich.table import Table
 
 from demo import drop, scoring
 from demo.postcards import contact_sheet
+from glm4v_ops.recipe import ImageSection
 from glm4v_ops.result import Result
 from glm4v_ops.sink import queries
+from glm4v_ops.source.image import decode
 
 #: What the demo model promises on postcards it has never seen.
 MOST_TEXT_ERRORS = 0.03
@@ -216,7 +216,8 @@ def write_sheets(dsn: str, client: Any, days: Sequence[date], folder: Path) -> d
         pictures = []
         for row in rows:
             data = client.get_object(Bucket=drop.BUCKET, Key=row.key)["Body"].read()
-            pictures.append((row.key.rpartition("/")[2], Image.open(io.BytesIO(data))))
+            # As the model saw it: upright, on white, in its right colours, whatever the file is.
+            pictures.append((row.key.rpartition("/")[2], decode(data, ImageSection()).image))
         path = folder / f"{day}.png"
         contact_sheet(pictures, path)
         sheets[path] = rows

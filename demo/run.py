@@ -22,6 +22,7 @@ from rich.live import Live
 from rich.text import Text
 
 from demo import drop, nights, report
+from demo.hostile import hostile_files
 from demo.stack import Stack, stop_on_signals
 from glm4v_ops.errors import Glm4vError
 
@@ -72,13 +73,11 @@ def run(stack: Stack, console: Console, images: int) -> report.Findings:
 
 def _fill(client: object, days: list[date], images: int, truth: Path, console: Console) -> list[drop.Expected]:
     """The drops of all days; broken and unusual files go into yesterday's. Returns how those must end."""
-    from demo.hostile import hostile_files
-
-    hostile = list(hostile_files()) if images >= LEAST_FOR_HOSTILE else []
+    hostile = hostile_files() if images >= LEAST_FOR_HOSTILE else ()
     if not hostile:
         console.print(f"(no broken files among fewer than {LEAST_FOR_HOSTILE} pictures a day: the gate would stop it)")
     for day in days:
-        files = [(each.name, each.data) for each in hostile] if day == days[0] else []
+        files = hostile if day == days[0] else ()
         filled = drop.fill(client, day, images=images, hostile=files, truth=truth / f"{day}.jsonl")
         place = f"s3://{drop.BUCKET}/{drop.prefix(day)}"
         console.print(f"{place}  {filled.uploaded} uploaded, {filled.kept} there already", highlight=False)

@@ -56,7 +56,7 @@ def edits(answer: str, truth: str) -> int:
 
 
 def character_error_rate(pairs: Iterable[tuple[str, str]]) -> float:
-    """Edits over truth characters, of (answer, truth) pairs taken together; invented text counts even if no truth has any."""
+    """Edits over truth characters, of (answer, truth) pairs taken together; invented text always counts."""
     wrong = total = 0
     for answer, truth in pairs:
         wrong += edits(answer, truth)

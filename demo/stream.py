@@ -8,9 +8,10 @@ equal shapes need no padding. Knows nothing of the model.
 from __future__ import annotations
 
 import io
+import queue
 import threading
 from collections.abc import Iterator
-from dataclasses import dataclass
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -22,15 +23,14 @@ from transformers.models.glm4v.image_processing_pil_glm4v import smart_resize
 from demo.blueprint import MAX_SIDE, MERGE, MIN_AREA, PATCH
 from demo.postcards import render
 
-#: Tokens kept of each answer, its stop token included; longer ones are cut without a stop.
-CAPTION_TOKENS, TEXT_TOKENS = 88, 104
+#: Tokens kept of each answer, its stop token included (the longest have 58 and 80); longer ones are cut without a stop.
+CAPTION_TOKENS, TEXT_TOKENS = 60, 84
 #: Pictures in one parcel from a worker.
 PARCEL = 16
 
 
-@dataclass(frozen=True, slots=True)
-class Parcel:
-    """`PARCEL` pictures of one size: pixels uint8 (n, height, width, 3), answers int16 (n, tokens), -1 after the stop."""
+class Parcel(NamedTuple):
+    """`PARCEL` pictures of one size: pixels uint8 (n, height, width, 3), answers int16 (n, tokens), -1 at the end."""
 
     pixels: torch.Tensor
     captions: torch.Tensor
@@ -63,7 +63,7 @@ def recompress(image: Image.Image, generator: np.random.Generator) -> Image.Imag
 
 
 class Drawing(IterableDataset):
-    """Worker `w` of `n` draws pictures first+w, first+w+n, … of `seed`, and hands them on by size, a parcel at a time."""
+    """Worker `w` of `n` draws pictures first+w, first+w+n, … of `seed`, and hands them on by size, in parcels."""
 
     def __init__(self, tokenizer: PreTrainedTokenizerFast, stop_id: int, *, seed: int, first: int) -> None:
         self.tokenizer, self.stop_id, self.seed, self.first = tokenizer, stop_id, seed, first
@@ -95,14 +95,13 @@ class Ring:
 
     def __init__(self, parcel: Parcel, capacity: int, device: torch.device) -> None:
         self.columns = [
-            torch.empty((capacity, *column.shape[1:]), dtype=column.dtype, device=device)
-            for column in (parcel.pixels, parcel.captions, parcel.texts)
+            torch.empty((capacity, *column.shape[1:]), dtype=column.dtype, device=device) for column in parcel
         ]
         self.capacity, self.seen = capacity, 0
 
     def add(self, parcel: Parcel) -> None:
         start = self.seen % self.capacity
-        for ring, column in zip(self.columns, (parcel.pixels, parcel.captions, parcel.texts), strict=True):
+        for ring, column in zip(self.columns, parcel, strict=True):
             ring[start : start + PARCEL].copy_(column, non_blocking=True)
         self.seen += PARCEL
 
@@ -115,7 +114,8 @@ class Ring:
 class Stream:
     """Batches of one size each, sizes as often as they are drawn. Drawing goes on in the background.
 
-    `drawn` counts pictures. `capacity` is a multiple of `PARCEL`: pictures kept of each size.
+    `drawn` counts pictures. `capacity` is a multiple of `PARCEL`: pictures kept of each size. Only the caller's thread
+    touches the device: a copy queued from another thread would wait for every kernel before it, and the caller for it.
     """
 
     def __init__(
@@ -133,44 +133,44 @@ class Stream:
         self._capacity, self._device, self.drawn = capacity, device, 0
         self._generator = torch.Generator(device=device).manual_seed(seed + first)
         self._choice = np.random.default_rng((seed, first))
-        self._lock = threading.Lock()
-        self._failure: BaseException | None = None
+        self._waiting: queue.Queue[Parcel | Exception] = queue.Queue(maxsize=512)
         loader = DataLoader(
             Drawing(tokenizer, stop_id, seed=seed, first=first),
             batch_size=None,
             num_workers=workers,
             prefetch_factor=4 if workers else None,
+            pin_memory=device.type == "cuda",
             # Workers must not inherit the device's context.
             multiprocessing_context="forkserver" if workers else None,
         )
-        self._thread = threading.Thread(target=self._fill, args=(loader,), daemon=True)
-        self._thread.start()
+        threading.Thread(target=self._collect, args=(loader,), daemon=True).start()
 
-    def _fill(self, loader: DataLoader) -> None:
+    def _collect(self, loader: DataLoader) -> None:
         try:
             for parcel in loader:
-                size = tuple(parcel.pixels.shape[1:3])
-                with self._lock:
-                    if size not in self._rings:
-                        self._rings[size] = Ring(parcel, self._capacity, self._device)
-                    self._rings[size].add(parcel)
-                    self.drawn += PARCEL
-        except BaseException as failure:  # noqa: BLE001 - handed to the training thread, which raises it
-            self._failure = failure
+                self._waiting.put(Parcel(*parcel))
+        except Exception as failure:  # noqa: BLE001 - raised by `fill`, in the training thread
+            self._waiting.put(failure)
+
+    def fill(self, parcels: int, *, wait: bool = False) -> None:
+        """Take over at most `parcels` parcels that are drawn; with `wait`, be patient for each."""
+        for _ in range(parcels):
+            try:
+                parcel = self._waiting.get(block=wait)
+            except queue.Empty:
+                return
+            if isinstance(parcel, Exception):
+                raise RuntimeError("drawing postcards failed") from parcel
+            size = tuple(parcel.pixels.shape[1:3])
+            if size not in self._rings:
+                self._rings[size] = Ring(parcel, self._capacity, self._device)
+            self._rings[size].add(parcel)
+            self.drawn += PARCEL
 
     def batch(self, count: int) -> tuple[torch.Tensor, ...]:
         """(pixels uint8 (count, height, width, 3), captions, texts) of one size."""
-        if self._failure is not None:
-            raise RuntimeError("drawing postcards failed") from self._failure
-        with self._lock:
-            # A size seen too seldom would be learnt by heart.
-            rings = [ring for ring in self._rings.values() if ring.seen >= min(count, 64)]
-            weights = np.array([ring.seen for ring in rings], dtype=float)
-            return rings[self._choice.choice(len(rings), p=weights / weights.sum())].sample(count, self._generator)
-
-    @property
-    def ready(self) -> int:
-        """Pictures at hand, once at least one size can be sampled."""
-        if self._failure is not None:
-            raise RuntimeError("drawing postcards failed") from self._failure
-        return self.drawn if any(ring.seen >= 64 for ring in list(self._rings.values())) else 0
+        self.fill(8)
+        # A size seen too seldom would be learnt by heart.
+        rings = [ring for ring in self._rings.values() if ring.seen >= min(count, 64)]
+        weights = np.array([ring.seen for ring in rings], dtype=float)
+        return rings[self._choice.choice(len(rings), p=weights / weights.sum())].sample(count, self._generator)

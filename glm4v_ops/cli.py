@@ -19,6 +19,7 @@ import os
 import re
 import sys
 import time
+import traceback
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from datetime import date
@@ -63,7 +64,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return EXIT_INTERRUPTED
     except Glm4vError as error:
         if parsed.debug:
-            raise
+            traceback.print_exception(error)
         print(f"error: {' '.join(str(error).split())}", file=sys.stderr)
         return EXIT_TRY_LATER if isinstance(error, TransientError) else EXIT_ERROR
 
@@ -95,7 +96,7 @@ def _parser() -> argparse.ArgumentParser:
     quarantine.add_argument("--day", type=date.fromisoformat, metavar="YYYY-MM-DD")
     quarantine.add_argument("--outcome", choices=[each.value for each in Outcome if not each.is_ok], metavar="OUTCOME")
     quarantine.add_argument("--reason", metavar="CODE", help="as it stands in the column `reason`")
-    quarantine.add_argument("--limit", type=int, default=100, metavar="N", help="default: 100; 0: all")
+    quarantine.add_argument("--limit", type=_count, default=100, metavar="N", help="default: 100; 0: all")
     command("migrate", _migrate, "Make the tables, or bring them up to this version.")
     doctor = command(
         "doctor", _doctor, "Check what the work needs, line by line; exit 1 if something fails.", on_device
@@ -108,6 +109,12 @@ def _device(name: str) -> str:
     if not re.fullmatch(r"auto|cpu|cuda(:\d+)?", name):
         raise argparse.ArgumentTypeError(f"{name!r} is none of auto, cpu, cuda, cuda:0, …")
     return name
+
+
+def _count(text: str) -> int:
+    if not text.isdecimal():
+        raise argparse.ArgumentTypeError(f"{text!r} is no number of rows")
+    return int(text)
 
 
 def _prepare_streams(*, debug: bool) -> None:

@@ -10,6 +10,7 @@ import os
 import platform
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from datetime import date
 from enum import StrEnum
 from importlib import metadata
 from pathlib import Path
@@ -47,8 +48,8 @@ class Check:
     remedy: str = ""
 
     def __str__(self) -> str:
-        line = f"{self.health.value:<4} {self.name}: {self.detail}"
-        return f"{line} — {self.remedy}" if self.remedy else line
+        said = f"{self.detail} — {self.remedy}" if self.remedy else self.detail
+        return f"{self.health.value:<4} {self.name}: {' '.join(said.split())}"
 
 
 def examine(settings: Settings, *, device: str = "auto", with_model: bool = True) -> Iterator[Check]:
@@ -99,8 +100,10 @@ def _optional_packages() -> Iterator[Check]:
 
 def _machine(device: str) -> tuple[float, Check]:
     """The memory the model may use, and the line that says of what."""
-    import torch
-
+    try:
+        import torch
+    except ImportError as error:
+        return 0.0, Check("device", Health.FAIL, f"torch cannot be imported: {error}", "make setup")
     if device.startswith("cuda") or (device == "auto" and torch.cuda.is_available()):
         if not torch.cuda.is_available():
             return 0.0, Check("device", Health.FAIL, "no CUDA device answers", "check nvidia-smi, or use --device cpu")
@@ -118,7 +121,10 @@ def _machine(device: str) -> tuple[float, Check]:
 
 
 def _memory(recipe: Recipe, base: Path, memory: float) -> Check:
-    parameters = parameters_of(recipe, base)
+    try:
+        parameters = parameters_of(recipe, base)
+    except Glm4vError as error:
+        return Check("memory", Health.FAIL, error.message, error.remedy)
     needs = {quantization: needed_bytes(recipe, quantization, parameters) for quantization in Quantization}
     fitting = [quantization.value for quantization, need in needs.items() if need <= memory]
     detail = ", ".join(f"{quantization.value} needs {need / GIB:.1f}" for quantization, need in needs.items())
@@ -137,6 +143,8 @@ def _guarded(name: str, check: Callable[[], str]) -> Check:
         return Check(name, Health.OK, check())
     except Glm4vError as error:
         return Check(name, Health.FAIL, error.message, error.remedy)
+    except ImportError as error:
+        return Check(name, Health.FAIL, f"a package cannot be imported: {error}", "make setup")
 
 
 def _model(recipe: Recipe, base: Path, device: str) -> Check:
@@ -154,14 +162,19 @@ def _model(recipe: Recipe, base: Path, device: str) -> Check:
 def _store(settings: Settings) -> Check:
     import boto3
 
-    if boto3.session.Session().get_credentials() is None:
+    try:
+        with store.as_store_errors():
+            credentials = boto3.session.Session().get_credentials()
+    except Glm4vError as error:
+        return Check("store", Health.FAIL, error.message, error.remedy)
+    if credentials is None:
         remedy = "set AWS_ACCESS_KEY_ID, AWS_SECRET_ACCESS_KEY and, off AWS, AWS_ENDPOINT_URL_S3"
         return Check("store", Health.WARN, "no credentials", remedy)
 
     def reach() -> str:
         # A person is waiting: one try, not the patience of a nightly run.
         client = store.client(config=Config(retries={"total_max_attempts": 1}, connect_timeout=3, read_timeout=10))
-        buckets = {S3Uri.parse(settings.source, setting="GLM4V_SOURCE").bucket, settings.work_uri.bucket}
+        buckets = {settings.source_of(date.today()).bucket, settings.work_uri.bucket}
         for bucket in sorted(buckets):
             with store.as_store_errors(S3Uri(bucket, "")):
                 client.list_objects_v2(Bucket=bucket, MaxKeys=1)

@@ -57,7 +57,10 @@ def needed_bytes(recipe: Recipe, quantization: Quantization, parameters: Paramet
 
 
 def parameters_of(recipe: Recipe, base: Path | None) -> Parameters:
-    """Counted in the checkpoint when its files are on this machine, else the family's published sizes."""
+    """Counted in the checkpoint when its files are on this machine, else the family's published sizes.
+
+    Raises `ModelRefused` when a file there is cut short.
+    """
     try:
         folder = local_folder(recipe, base) or _hub_cache(recipe)
     except ModelRefused:
@@ -68,11 +71,11 @@ def parameters_of(recipe: Recipe, base: Path | None) -> Parameters:
 
 def _hub_cache(recipe: Recipe) -> Path | None:
     from huggingface_hub import snapshot_download
-    from huggingface_hub.errors import LocalEntryNotFoundError
+    from huggingface_hub.errors import HFValidationError, LocalEntryNotFoundError
 
     try:
         return Path(snapshot_download(recipe.model.id, revision=recipe.model.revision, local_files_only=True))
-    except LocalEntryNotFoundError:
+    except (HFValidationError, LocalEntryNotFoundError):
         return None
 
 
@@ -80,8 +83,13 @@ def _count(files: list[Path]) -> Parameters:
     counted = {"language": 0, "vision": 0, "rest": 0}
     for path in files:
         with path.open("rb") as file:
-            (length,) = struct.unpack("<Q", file.read(8))
-            header: dict[str, dict[str, list[int]]] = json.loads(file.read(length))
+            try:
+                (length,) = struct.unpack("<Q", file.read(8))
+                header: dict[str, dict[str, list[int]]] = json.loads(file.read(length))
+            except (struct.error, ValueError, OverflowError) as error:
+                raise ModelRefused(
+                    f"{path} is no whole safetensors file", remedy="copy the checkpoint again"
+                ) from error
         for name, tensor in header.items():
             if name != "__metadata__":
                 counted[_kind(name, tensor["shape"])] += math.prod(tensor["shape"])

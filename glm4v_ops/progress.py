@@ -10,8 +10,10 @@ import time
 from collections import Counter, deque
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
-from glm4v_ops.result import Result
+if TYPE_CHECKING:
+    from glm4v_ops.result import Result
 
 #: Batches the images/s are taken over, so that the figure follows the work and forgets how long the model took to load.
 _RATE_BATCHES = 32

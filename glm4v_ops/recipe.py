@@ -146,6 +146,8 @@ def load_recipe(path: Path | str) -> Recipe:
         raise RecipeError(
             f"cannot read recipe {path}: {error.strerror}", remedy="name a file like recipes/default.yaml"
         ) from error
+    except UnicodeDecodeError as error:
+        raise RecipeError(f"recipe {path} is not UTF-8: {error}", remedy="save it as UTF-8") from error
     return parse_recipe(text, name=str(path))
 
 

@@ -10,7 +10,6 @@ import os
 from collections.abc import Mapping
 from dataclasses import dataclass
 from datetime import date
-from urllib.parse import urlsplit
 
 from glm4v_ops.errors import SettingsError
 
@@ -25,11 +24,11 @@ class S3Uri:
     @classmethod
     def parse(cls, uri: str, *, setting: str) -> S3Uri:
         """Raises `SettingsError` naming `setting` when `uri` is not `s3://bucket/…`."""
-        parts = urlsplit(uri, allow_fragments=False)
-        if parts.scheme != "s3" or not parts.netloc:
+        # Not urllib: a key is no URL path, and may hold "?", "#" and line breaks.
+        bucket, _, key = uri.removeprefix("s3://").partition("/")
+        if not uri.startswith("s3://") or not bucket:
             raise SettingsError(f"{setting} is {uri!r}, not s3://bucket/prefix", remedy=f"set {setting}")
-        # urlsplit cuts "?" off the key; a key may hold one.
-        return cls(parts.netloc, uri.removeprefix(f"s3://{parts.netloc}").lstrip("/"))
+        return cls(bucket, key.lstrip("/"))
 
     def __str__(self) -> str:
         return f"s3://{self.bucket}/{self.key}"
@@ -54,7 +53,7 @@ class Settings:
         environ = os.environ if environ is None else environ
         defaults = cls()
         quiet = environ.get("GLM4V_QUIET_SECONDS", str(defaults.quiet_seconds))
-        if not quiet.isdigit():
+        if not quiet.isdecimal():
             raise SettingsError(f"GLM4V_QUIET_SECONDS is {quiet!r}, not a number of seconds", remedy="set e.g. 1800")
         return cls(
             source=environ.get("GLM4V_SOURCE", defaults.source),

@@ -12,6 +12,7 @@ from typing import Any
 import pytest
 from botocore.config import Config
 
+from demo.hostile import hostile_files
 from demo.parts import ObjectStore, Postgres
 from demo.postcards import postcards
 from glm4v_ops import parts, pictures
@@ -232,13 +233,11 @@ def test_a_replaced_and_a_deleted_object_are_missing(store: ObjectStore) -> None
 
 
 def test_every_hostile_file_ends_in_its_outcome(store: ObjectStore) -> None:
-    from demo.hostile import hostile_files
-
     hostile = hostile_files()
-    shard = make_shard(store, {each.key: each.data for each in hostile}, recipe())
+    shard = make_shard(store, {each.name: each.data for each in hostile}, recipe())
     shard.run(PixelEngine(shard.recipe))
-    found = {row.key.removeprefix("images/"): row.outcome for row in shard.rows()}
-    assert found == {each.key: each.outcome for each in hostile}
+    found = {row.key.removeprefix("images/"): (row.outcome, row.reason) for row in shard.rows()}
+    assert found == {each.name: (each.outcome, each.reason) for each in hostile}
 
 
 def test_bytes_that_are_no_image_have_their_digest_and_no_answer(store: ObjectStore) -> None:

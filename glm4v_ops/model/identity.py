@@ -63,10 +63,19 @@ def hub_commit(model_id: str, revision: str) -> str:
     if re.fullmatch(r"[0-9a-f]{40}", revision):
         return revision
     from huggingface_hub import snapshot_download
-    from huggingface_hub.errors import LocalEntryNotFoundError, RepositoryNotFoundError, RevisionNotFoundError
+    from huggingface_hub.errors import (
+        HFValidationError,
+        LocalEntryNotFoundError,
+        RepositoryNotFoundError,
+        RevisionNotFoundError,
+    )
 
     try:
         snapshot = snapshot_download(model_id, revision=revision, allow_patterns=["config.json"])
+    except HFValidationError as error:
+        raise ModelRefused(
+            f"{model_id} is neither a folder with a config.json nor a hub id: {error}", remedy="correct model.id"
+        ) from error
     except (RepositoryNotFoundError, RevisionNotFoundError) as error:
         raise ModelRefused(
             f"the model hub has no {model_id} at revision {revision}", remedy="correct model.id or model.revision"
