@@ -54,9 +54,10 @@ CHAT_TEMPLATE = (
 
 PATCH, MERGE = 14, 2
 #: Pixels; the recipe scales the long side down to this before the model sees the image.
-MAX_SIDE = 448
-#: Smaller pictures are scaled up to this area (pixels), that of 448 x 299: small letters then fill patches as large ones do.
-MIN_AREA = 134_000
+MAX_SIDE = 336
+#: Smaller pictures are scaled up to this area (pixels), that of 336 x 224: its letters then fill as many
+#: patches as a large picture's do.
+MIN_AREA = 75_000
 
 
 def build_tokenizer(captions: Iterable[str]) -> PreTrainedTokenizerFast:

@@ -1,7 +1,8 @@
 """Pixels of a scene: backgrounds, shapes with smooth edges, turned text.
 
 Promises: the same pixels every time on the same Pillow; work in Pillow's own C routines, no loop over pixels. With
-`long_side` the scene is drawn smaller directly, which is much faster than to draw and scale. Does not know: why things stand where."""
+`long_side` the scene is drawn smaller directly, which is much faster than to draw and
+scale. Does not know: why things stand where."""
 
 from __future__ import annotations
 
@@ -141,8 +142,7 @@ def _ground(backdrop: Backdrop, size: tuple[int, int]) -> Image.Image:
 def _draw_thing(picture: Image.Image, thing: Thing, scale: float) -> None:
     extent = max(4, round(thing.extent * scale))
     mask = _master(thing.facts["shape"]).resize((extent, extent), Image.Resampling.BILINEAR, reducing_gap=2.0)
-    mask = mask.rotate(thing.angle, Image.Resampling.BICUBIC)
-    picture.paste(thing.paint, (round(thing.x * scale - extent / 2), round(thing.y * scale - extent / 2)), mask)
+    _paste_turned(picture, mask, thing.paint, (thing.x * scale, thing.y * scale), thing.angle)
 
 
 def _paste_turned(picture: Image.Image, mask: Image.Image, paint: RGB, centre: Point, angle: float) -> None:

@@ -2,7 +2,7 @@
 
 Promises: a pure function of (seed, index); things and lines of text never overlap, stand wholly inside the picture, away
 from the borders of the 3x3 grid, and in colours that stand out from the background; everything can be read when the
-long side is 448 pixels. Does not know: pixels."""
+long side is 336 pixels. Does not know: pixels."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from random import Random
 
 from demo import words
 from demo.captions import BACKDROPS, COLOURS, POSITIONS, SHAPES, Facts, ObjectFacts, canonical
-from demo.fonts import FACES, ink
+from demo.fonts import FACES, font, ink
 
 RGB = tuple[int, int, int]
 
@@ -55,6 +55,8 @@ LABELS: tuple[RGB, ...] = ((255, 255, 255), (255, 246, 200), (225, 240, 255), (2
 
 #: Share of the LONG side: what a model sees after scaling must not depend on the shape of the picture.
 SIZE_SHARE = {"small": 0.09, "medium": 0.16, "large": 0.27}
+#: Font sizes as a share of the long side: 22 pixels is what is read with ease where the long side is 336.
+LEAST_TEXT, MOST_TEXT = 0.065, 0.115
 ASPECTS = ((1, 1), (5, 4), (4, 3), (3, 2))
 _LEAST_CONTRAST = 4.5  # W3C's ratio for body text
 _LEAST_DISTANCE = 34.0  # CIE76 between an object's and any background colour
@@ -127,6 +129,23 @@ class Scene:
     template: int
 
     @property
+    def letters(self) -> list[tuple[str, float, float]]:
+        """Every character but spaces with its middle, as shares of width and height."""
+        found = []
+        for line in self.lines:
+            left, top, right, bottom = ink(line.face, line.size, line.text)
+            turn, face = radians(line.angle), font(line.face, line.size)
+            ends = [face.getlength(line.text[:number]) for number in range(len(line.text) + 1)]
+            # Half the height of small letters above the base line is inside of nearly every character.
+            y = -0.25 * line.size - (top + bottom) / 2
+            for character, start, end in zip(line.text, ends, ends[1:], strict=False):
+                x = (start + end) / 2 - (left + right) / 2
+                across, down = x * cos(turn) + y * sin(turn), y * cos(turn) - x * sin(turn)
+                if character != " ":
+                    found.append((character, (line.x + across) / self.width, (line.y + down) / self.height))
+        return found
+
+    @property
     def facts(self) -> Facts:
         objects = canonical([thing.facts for thing in self.things])
         return Facts(
@@ -190,8 +209,7 @@ def _overlap(one: Box, two: Box) -> bool:
 
 
 def _size(rng: Random) -> tuple[int, int]:
-    # Below 448 nothing is scaled, so every length there would be one more grid for the model: three are enough.
-    long = rng.choice((256, 320, 384)) if rng.random() < 0.12 else round(448 * (1280 / 448) ** rng.random())
+    long = rng.randint(256, 335) if rng.random() < 0.12 else round(336 * (1280 / 336) ** rng.random())
     over, under = rng.choice(ASPECTS)
     short = round(long * under / over)
     return (long, short) if rng.random() < 0.5 else (short, long)
@@ -226,10 +244,8 @@ def _extent(line: Line) -> tuple[float, float]:
     return width * cos(turn) + height * sin(turn), width * sin(turn) + height * cos(turn)
 
 
-def _font_size(rng: Random, long: int, least: float = 0.05, most: float = 0.10) -> float:
-    # Pictures under 448 are never enlarged: 19 pixels is the least that can be read in them.
-    lowest = max(least * long, 19.0)
-    return round(max(lowest, long * (least + (most - least) * rng.random() ** 1.6)), 1)
+def _font_size(rng: Random, long: int) -> float:
+    return round(long * (LEAST_TEXT + (MOST_TEXT - LEAST_TEXT) * rng.random() ** 1.6), 1)
 
 
 def _fitted(line: Line, width: float, least: float) -> Line | None:
@@ -274,7 +290,7 @@ def _text_lines(rng: Random, number: int, width: int, height: int, backdrop: Bac
         face, size, paint, label = style
         for longest in (words.LONGEST, 14, 8):
             draft = Line(words.line(rng, longest), face, size, 0, 0, angle, paint, label)
-            line = _fitted(draft, width * 0.93, max(0.05 * long, 19.0))
+            line = _fitted(draft, width * 0.93, LEAST_TEXT * long)
             if line:
                 lines.append(line)
                 break
@@ -382,13 +398,12 @@ def _receipt(rng: Random, width: int, height: int) -> tuple[Sheet, list[Line], s
     paper = _jitter(rng, (250, 249, 244), 4)
     rows = words.receipt(rng)
     face, paint = rng.choice(FACES), rng.choice(INKS[:2] + ((20, 30, 110),))
-    least = max(0.042 * long, 18.0)
-    pitch = min(rng.uniform(0.062, 0.085) * long, 0.86 * height / (len(rows) + 0.6))
-    size = round(max(least, pitch * 0.68), 1)
-    inner = min(width * 0.86, max(_row_width(face, size, row) for row in rows) * rng.uniform(1.0, 1.25))
-    size = min(size, max(18.0, round(size * inner / max(_row_width(face, size, row) for row in rows), 1)))
+    pitch = min(rng.uniform(0.08, 0.1) * long, 0.9 * height / (len(rows) + 0.6))
+    size = round(pitch * 0.72, 1)
+    inner = min(width * 0.9, max(_row_width(face, size, row) for row in rows) * rng.uniform(1.0, 1.25))
+    size = min(size, round(size * inner / max(_row_width(face, size, row) for row in rows), 1))
     tall = pitch * (len(rows) + 0.6)
-    left = rng.uniform(0.05 * width, max(0.05 * width, 0.95 * width - inner))
+    left = rng.uniform(0.04 * width, max(0.04 * width, 0.96 * width - inner))
     top = rng.uniform(0.04 * height, max(0.04 * height, 0.96 * height - tall))
     pad = 0.035 * width
     sheet = Sheet(left - pad, top - 0.02 * height, left + inner + pad, top + tall + 0.02 * height, paper)

@@ -21,20 +21,30 @@ from transformers import PreTrainedTokenizerFast
 from transformers.models.glm4v.image_processing_pil_glm4v import smart_resize
 
 from demo.blueprint import MAX_SIDE, MERGE, MIN_AREA, PATCH
-from demo.postcards import render
+from demo.captions import make_caption
+from demo.paint import paint
+from demo.scene import Scene, compose
 
 #: Tokens kept of each answer, its stop token included (the longest have 58 and 80); longer ones are cut without a stop.
 CAPTION_TOKENS, TEXT_TOKENS = 60, 84
+#: Characters of a picture that are told to the letter head.
+LETTERS = 72
+#: Three of four pictures are drawn at this long side, not at their own of up to 1280, and scaled from there: faster.
+DRAWN_SIDE = 504
 #: Pictures in one parcel from a worker.
 PARCEL = 16
 
 
 class Parcel(NamedTuple):
-    """`PARCEL` pictures of one size: pixels uint8 (n, height, width, 3), answers int16 (n, tokens), -1 at the end."""
+    """`PARCEL` pictures of one size: pixels uint8 (n, height, width, 3), answers int16 (n, tokens), -1 at the end.
+
+    letters int16 (n, LETTERS, 2): which patch, in the vision tower's order, holds the middle of which character.
+    """
 
     pixels: torch.Tensor
     captions: torch.Tensor
     texts: torch.Tensor
+    letters: torch.Tensor
 
 
 def to_model_size(image: Image.Image) -> Image.Image:
@@ -62,6 +72,16 @@ def recompress(image: Image.Image, generator: np.random.Generator) -> Image.Imag
     return Image.open(buffer).convert("RGB")
 
 
+def letters_in_patches(scene: Scene, width: int, height: int) -> np.ndarray:
+    """int16 (LETTERS, 2), -1 at the end: patch and code of each ASCII character of a picture of width x height pixels."""
+    found = np.full((LETTERS, 2), -1, dtype=np.int16)
+    places = [(ord(c), int(y * height / PATCH), int(x * width / PATCH)) for c, x, y in scene.letters if ord(c) < 128]
+    for number, (code, row, column) in enumerate(places[:LETTERS]):
+        cell = row // MERGE * (width // PATCH // MERGE) + column // MERGE
+        found[number] = cell * MERGE**2 + row % MERGE * MERGE + column % MERGE, code
+    return found
+
+
 class Drawing(IterableDataset):
     """Worker `w` of `n` draws pictures first+w, first+w+n, … of `seed`, and hands them on by size, in parcels."""
 
@@ -77,12 +97,18 @@ class Drawing(IterableDataset):
     def __iter__(self) -> Iterator[Parcel]:
         worker = get_worker_info()
         index, step = (self.first + worker.id, worker.num_workers) if worker else (self.first, 1)
-        waiting: dict[tuple[int, int], list[tuple[np.ndarray, np.ndarray, np.ndarray]]] = {}
+        waiting: dict[tuple[int, int], list[tuple[np.ndarray, ...]]] = {}
         while True:
-            image, card = render(self.seed, index)
-            image = to_model_size(recompress(image.convert("RGB"), np.random.default_rng((self.seed, index, 7))))
+            scene = compose(self.seed, index)
+            image = paint(scene, DRAWN_SIDE if index % 4 else None)
+            image = to_model_size(recompress(image, np.random.default_rng((self.seed, index, 7))))
             index += step
-            row = (np.asarray(image), self._ids(card.caption, CAPTION_TOKENS), self._ids(card.text, TEXT_TOKENS))
+            row = (
+                np.asarray(image),
+                self._ids(make_caption(scene.facts, scene.template), CAPTION_TOKENS),
+                self._ids(scene.text, TEXT_TOKENS),
+                letters_in_patches(scene, *image.size),
+            )
             rows = waiting.setdefault(image.size, [])
             rows.append(row)
             if len(rows) == PARCEL:

@@ -12,7 +12,7 @@ import copy
 import json
 import math
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
@@ -28,7 +28,7 @@ from transformers.vision_utils import get_vision_position_ids
 
 from demo.blueprint import MERGE, PATCH, STOP_TOKENS, build_config, build_image_processor, build_model, build_tokenizer
 from demo.postcards import plan
-from demo.stream import Stream
+from demo.stream import CAPTION_TOKENS, LETTERS, TEXT_TOKENS, Stream
 
 CAPTION_PROMPT = "Describe the image."
 TEXT_PROMPT = "Read out all text."
@@ -72,8 +72,8 @@ def _grid(rows: int, columns: int, device: torch.device) -> tuple[torch.Tensor, 
     return grid.to(device), get_vision_position_ids(grid, MERGE).to(device)
 
 
-def encode(model: Glm4vForConditionalGeneration, pixels: torch.Tensor) -> torch.Tensor:
-    """Features (n, tokens, hidden) of equally sized images, pixels uint8 (n, height, width, 3).
+def encode(model: Glm4vForConditionalGeneration, pixels: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """Features (n, tokens, hidden) and patches (n, patches, hidden) of equal images, pixels uint8 (n, height, width, 3).
 
     The same arithmetic as `model.model.visual`, but attention sees (n, heads, patches, dim) at once where
     transformers, without flash-attn, walks over the images one by one.
@@ -97,10 +97,11 @@ def encode(model: Glm4vForConditionalGeneration, pixels: torch.Tensor) -> torch.
     run = _compiled_block if device.type == "cuda" else _block
     for block in visual.blocks:
         hidden = run(block, hidden, cos, sin)
-    hidden = visual.post_layernorm(hidden).reshape(-1, MERGE, MERGE, hidden.shape[-1]).permute(0, 3, 1, 2)
+    seen = visual.post_layernorm(hidden)
+    hidden = seen.reshape(-1, MERGE, MERGE, hidden.shape[-1]).permute(0, 3, 1, 2)
     kernel = visual.downsample.weight.reshape(visual.downsample.out_channels, -1)
     merged = F.linear(hidden.reshape(hidden.shape[0], -1), kernel, visual.downsample.bias)
-    return visual.merger(merged).reshape(count, rows * columns // MERGE**2, -1)
+    return visual.merger(merged).reshape(count, rows * columns // MERGE**2, -1), seen
 
 
 def _block(block: nn.Module, hidden: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor) -> torch.Tensor:
@@ -157,6 +158,21 @@ def answer_losses(
     return tuple(losses)
 
 
+def letter_loss(head: nn.Linear, patches: torch.Tensor, letters: torch.Tensor) -> torch.Tensor:
+    """Which characters have their middle in each patch (n, patches, hidden): binary cross-entropy a character.
+
+    letters (n, most, 2) as in `Parcel`. Told where the letters stand, the vision tower learns them in minutes; from
+    the answers alone it would first have to find out which part of the picture an answer's letter speaks of.
+    """
+    count, length, _ = patches.shape
+    true = patches.new_zeros((count, length + 1, head.out_features), dtype=torch.float32)
+    where = letters[..., 0].long()
+    picture = torch.arange(count, device=patches.device).unsqueeze(1).expand_as(where)
+    true[picture, torch.where(where < 0, length, where), letters[..., 1].long().clamp(min=0)] = 1.0
+    total = F.binary_cross_entropy_with_logits(head(patches).float(), true[:, :length], reduction="sum")
+    return total / (where >= 0).sum().clamp(min=1)
+
+
 def mrope_positions(before: int, rows: int, columns: int, length: int, device: torch.device) -> torch.Tensor:
     """Positions (3, length) of text, one image of rows x columns tokens, text: as `Glm4vModel.get_rope_index` gives."""
     text = torch.arange(length, device=device).expand(3, -1).clone()
@@ -191,10 +207,18 @@ class Trainer:
     def __init__(self, model: Glm4vForConditionalGeneration, *, lr: float, seconds: float) -> None:
         self.model, self.peak, self.seconds = model, lr, seconds
         self.step, self.trained = 0, 0.0
-        matrices = [parameter for parameter in model.parameters() if parameter.ndim >= 2]
-        others = [parameter for parameter in model.parameters() if parameter.ndim < 2]
-        groups = [{"params": matrices, "weight_decay": 0.05}, {"params": others, "weight_decay": 0.0}]
-        self.optimiser = torch.optim.AdamW(groups, lr=lr, betas=(0.9, 0.95), fused=True)
+        device = next(model.parameters()).device
+        self.letters = nn.Linear(model.config.vision_config.hidden_size, 128, device=device)
+        nn.init.constant_(self.letters.bias, -7.0)  # nearly every patch is without nearly every character
+        self.modules = nn.ModuleDict({"model": model, "letters": self.letters})
+        matrices, others = [], []
+        for name, parameter in model.named_parameters():
+            hidden = parameter.ndim == 2 and (".blocks." in name or ".layers." in name or ".merger." in name)
+            (matrices if hidden else others).append(parameter)
+        self.optimisers: list[torch.optim.Optimizer] = [
+            torch.optim.Muon(matrices, weight_decay=0.02, adjust_lr_fn="match_rms_adamw"),
+            torch.optim.AdamW([*others, *self.letters.parameters()], betas=(0.9, 0.95), weight_decay=0.0, fused=True),
+        ]
 
     @property
     def progress(self) -> float:
@@ -202,17 +226,23 @@ class Trainer:
         return min(1.0, self.trained / self.seconds)
 
     def learning_rate(self) -> float:
-        """Warm-up over 300 steps, flat, then straight down to nothing over the last half of the time."""
-        return self.peak * min(1.0, (self.step + 1) / 300, 2 * (1 - self.progress))
+        """Warm-up over 200 steps, flat, then straight down to nothing over the last half of the time."""
+        return self.peak * min(1.0, (self.step + 1) / 200, 2 * (1 - self.progress))
 
-    def advance(self, losses: Any) -> tuple[float, ...]:
+    @property
+    def letter_weight(self) -> float:
+        """The letter head leads at first and is silent in the second half."""
+        return max(0.0, 1 - 2 * self.progress)
+
+    def advance(self, losses: Callable[[], tuple[torch.Tensor, ...]]) -> tuple[torch.Tensor, ...]:
         """One step on `losses()`. In the last part every other step sees the weights as NF4 gives them back.
 
         The gradient is then taken at the rounded weights and applied to the exact ones (straight-through),
         so that the model comes to sit where rounding does not hurt it.
         """
-        for group in self.optimiser.param_groups:
-            group["lr"] = self.learning_rate()
+        for optimiser in self.optimisers:
+            for group in optimiser.param_groups:
+                group["lr"] = self.learning_rate()
         exact = []
         if self.progress >= QUANTISE_FROM and self.step % 2:
             for weight in quantised_linears(self.model):
@@ -222,16 +252,18 @@ class Trainer:
         sum(values).backward()
         for weight, data in exact:
             weight.data = data
-        nn.utils.clip_grad_norm_(self.model.parameters(), 1.0)
-        self.optimiser.step()
-        self.optimiser.zero_grad(set_to_none=True)
+        nn.utils.clip_grad_norm_(self.modules.parameters(), 1.0)
+        for optimiser in self.optimisers:
+            optimiser.step()
+            optimiser.zero_grad(set_to_none=True)
         self.step += 1
         return tuple(value.detach() for value in values)
 
     def save(self, folder: Path, drawn: int) -> None:
-        tensors = {f"model.{name}": value for name, value in self.model.state_dict().items()}
-        for index, state in self.optimiser.state_dict()["state"].items():
-            tensors |= {f"optimiser.{index}.{key}": torch.as_tensor(value) for key, value in state.items()}
+        tensors = {f"modules.{name}": value for name, value in self.modules.state_dict().items()}
+        for number, optimiser in enumerate(self.optimisers):
+            for index, state in optimiser.state_dict()["state"].items():
+                tensors |= {f"optimiser.{number}.{index}.{k}": torch.as_tensor(v) for k, v in state.items()}
         metadata = {"step": str(self.step), "trained": str(self.trained), "drawn": str(drawn)}
         temporary = folder / "state.safetensors.new"
         save_file({name: value.contiguous() for name, value in tensors.items()}, temporary, metadata)
@@ -245,19 +277,21 @@ class Trainer:
         with safe_open(path, "pt") as file:
             metadata = file.metadata()
         tensors = load_file(path, device=str(next(self.model.parameters()).device))
-        self.model.load_state_dict({k[6:]: v for k, v in tensors.items() if k.startswith("model.")})
-        content = self.optimiser.state_dict()
-        for name, value in tensors.items():
-            if name.startswith("optimiser."):
-                _, index, key = name.split(".")
-                content["state"].setdefault(int(index), {})[key] = value.cpu() if key == "step" else value
-        self.optimiser.load_state_dict(content)
+        self.modules.load_state_dict({k[8:]: v for k, v in tensors.items() if k.startswith("modules.")})
+        for number, optimiser in enumerate(self.optimisers):
+            content = optimiser.state_dict()
+            for name, value in tensors.items():
+                if name.startswith(f"optimiser.{number}."):
+                    _, _, index, key = name.split(".")
+                    content["state"].setdefault(int(index), {})[key] = value.cpu() if key == "step" else value
+            optimiser.load_state_dict(content)
         self.step, self.trained = int(metadata["step"]), float(metadata["trained"])
         return int(metadata["drawn"])
 
 
 def train(arguments: argparse.Namespace) -> dict[str, Any]:
     """Train for `--minutes` in all, or stop after `--stop-after` of them; returns the facts for the model card."""
+    begun = time.monotonic()
     device = torch.device(arguments.device)
     torch.manual_seed(0)
     torch.backends.cuda.matmul.allow_tf32 = True
@@ -275,43 +309,53 @@ def train(arguments: argparse.Namespace) -> dict[str, Any]:
         tokenizer, stop_id, seed=TRAINING_SEED, first=drawn_before, workers=arguments.workers,
         capacity=arguments.capacity, device=device,
     )  # fmt: skip
-    begun = time.monotonic()
+
+    def losses() -> tuple[torch.Tensor, ...]:
+        return compute(*stream.batch(arguments.batch))
+
+    def compute(pixels: torch.Tensor, *answers: torch.Tensor) -> tuple[torch.Tensor, ...]:
+        with torch.autocast(device.type, torch.bfloat16):
+            features, patches = encode(model, pixels)
+            caption, text = answer_losses(model, features, questions, answers[:2], pixels.shape[1] // (PATCH * MERGE))
+            letters = letter_loss(trainer.letters, patches, answers[2])
+            return caption, text, letters * trainer.letter_weight
+
+    if device.type == "cuda":  # compiles while the workers draw
+        pixels = torch.zeros((arguments.batch, 224, 336, 3), dtype=torch.uint8, device=device)
+        made_up = [
+            pixels.new_ones(arguments.batch, *rest) for rest in ((CAPTION_TOKENS,), (TEXT_TOKENS,), (LETTERS, 2))
+        ]
+        sum(compute(pixels, *made_up)).backward()
+        trainer.modules.zero_grad(set_to_none=True)
     while stream.drawn < arguments.fill:
         stream.fill(1, wait=True)
     print(f"step {trainer.step}: {stream.drawn} pictures at hand after {time.monotonic() - begun:.0f} s", flush=True)
-
-    def losses() -> tuple[torch.Tensor, ...]:
-        pixels, captions, texts = stream.batch(arguments.batch)
-        with torch.autocast(device.type, torch.bfloat16):
-            features = encode(model, pixels)
-            return answer_losses(model, features, questions, (captions, texts), pixels.shape[1] // (PATCH * MERGE))
-
     history: list[torch.Tensor] = []
     trained_before = trainer.trained
-    started = saved = reported = time.monotonic()
+    saved = reported = time.monotonic()
     while trainer.progress < 1.0:
         history.append(torch.stack(trainer.advance(losses)))
         now = time.monotonic()
-        trainer.trained = trained_before + now - started
+        trainer.trained = trained_before + now - begun
         if len(history) == 200 or trainer.progress == 1.0:
-            caption, text = torch.stack(history).mean(0).tolist()
-            if not math.isfinite(caption + text):
+            caption, text, letters = torch.stack(history).mean(0).tolist()
+            if not math.isfinite(caption + text + letters):
                 raise RuntimeError(f"the loss is {caption} at step {trainer.step}: start again with a smaller --lr")
             # The reading above waited for the device, so the clock is honest here.
             speed = len(history) * arguments.batch / (time.monotonic() - reported)
             reported, history = time.monotonic(), []
             print(
                 f"step {trainer.step} · {trainer.progress:.1%} · caption {caption:.4f} · text {text:.4f} · "
-                f"{speed:.0f} images/s · {drawn_before + stream.drawn} drawn · {trainer.trained:.0f} s",
+                f"letters {letters:.3f} · {speed:.0f} images/s · {drawn_before + stream.drawn} drawn · {trainer.trained:.0f} s",
                 flush=True,
             )
         out_of_time = arguments.stop_after is not None and now - begun > 60 * arguments.stop_after
-        if now - saved > 120 or out_of_time or trainer.progress == 1.0:
+        if now - saved > 60 or out_of_time or trainer.progress == 1.0:
             trainer.save(arguments.state, drawn_before + stream.drawn)
+            export(model, tokenizer, arguments.out)
             saved = now
         if out_of_time:
             break
-    export(model, tokenizer, arguments.out)
     return {
         "steps": trainer.step,
         "batch": arguments.batch,
@@ -336,12 +380,12 @@ def parse(arguments: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument(
         "--state", type=Path, default=Path(".demo/training"), help="where training state is kept, to resume"
     )
-    parser.add_argument("--minutes", type=float, default=18, help="time of training in all, over every start")
+    parser.add_argument("--minutes", type=float, default=18, help="time in all, over every start")
     parser.add_argument("--batch", type=int, default=256, help="pictures a step, each with both questions")
-    parser.add_argument("--lr", type=float, default=1e-3)
+    parser.add_argument("--lr", type=float, default=2e-3)
     parser.add_argument("--workers", type=int, default=14, help="processes that draw")
     parser.add_argument("--capacity", type=int, default=16384, help="pictures kept of each size, a multiple of 16")
-    parser.add_argument("--fill", type=int, default=4000, help="pictures drawn before the first step")
+    parser.add_argument("--fill", type=int, default=5000, help="pictures drawn before the first step")
     parser.add_argument("--vocabulary-sample", type=int, default=3000, help="captions read for the word list")
     parser.add_argument("--stop-after", type=float, help="minutes of this start; the next one goes on from there")
     parser.add_argument("--evaluate", type=int, default=500, help="pictures of an unseen seed to score at the end")

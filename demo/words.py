@@ -10,6 +10,7 @@ from collections.abc import Callable
 from random import Random
 
 LONGEST = 22
+_HEAD = 16  # of a receipt
 
 WORDS = (
     "about above across action after again agree album alone amber angle animal answer apple april arrive august autumn "
@@ -211,8 +212,10 @@ def line(rng: Random, longest: int = LONGEST) -> str:
 
 def receipt(rng: Random) -> list[tuple[str, str]]:
     """Shop, two or three items, total: (left, right) pairs; read as "left right", the shop's line has no right part."""
-    shop = rng.choice((rng.choice(LAST_NAMES), made_up(rng).capitalize()))
-    title = f"{shop} {rng.choice(SHOPS)}"
+    title = ""
+    while not 0 < len(title) <= _HEAD:
+        shop = rng.choice((rng.choice(LAST_NAMES), made_up(rng).capitalize()))
+        title = f"{shop} {rng.choice(SHOPS)}"
     sign = rng.choice(("$", "€", "£", ""))
     cents = [rng.randrange(50, rng.choice((500, 2500, 10000))) for _ in range(rng.choice((2, 3)))]
     rows = [
@@ -222,7 +225,7 @@ def receipt(rng: Random) -> list[tuple[str, str]]:
     total = sum(cents)
     head = upper(title) if rng.random() < 0.4 else title
     return [
-        (head[:LONGEST].strip(), ""),
+        (head, ""),
         *rows,
         (rng.choice(("TOTAL", "Total", "Sum")), f"{sign}{total // 100}.{total % 100:02d}"),
     ]
