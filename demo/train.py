@@ -380,13 +380,13 @@ def parse(arguments: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument(
         "--state", type=Path, default=Path(".demo/training"), help="where training state is kept, to resume"
     )
-    parser.add_argument("--minutes", type=float, default=18, help="time in all, over every start")
+    parser.add_argument("--minutes", type=float, default=5.6, help="time in all, over every start")
     parser.add_argument("--batch", type=int, default=256, help="pictures a step, each with both questions")
     parser.add_argument("--lr", type=float, default=2e-3)
-    parser.add_argument("--workers", type=int, default=14, help="processes that draw")
-    parser.add_argument("--capacity", type=int, default=16384, help="pictures kept of each size, a multiple of 16")
+    parser.add_argument("--workers", type=int, default=13, help="processes that draw")
+    parser.add_argument("--capacity", type=int, default=8192, help="pictures kept of each size, a multiple of 16")
     parser.add_argument("--fill", type=int, default=5000, help="pictures drawn before the first step")
-    parser.add_argument("--vocabulary-sample", type=int, default=3000, help="captions read for the word list")
+    parser.add_argument("--vocabulary-sample", type=int, default=1500, help="captions read for the word list")
     parser.add_argument("--stop-after", type=float, help="minutes of this start; the next one goes on from there")
     parser.add_argument("--evaluate", type=int, default=500, help="pictures of an unseen seed to score at the end")
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")

@@ -149,7 +149,8 @@ def _guarded(name: str, check: Callable[[], str]) -> Check:
 
 def _model(recipe: Recipe, base: Path, device: str) -> Check:
     def ask() -> str:
-        from glm4v_ops.model.engine import Answer, Engine, reference_picture
+        from glm4v_ops.model.engine import Answer, Engine
+        from glm4v_ops.model.reference import reference_picture
 
         engine = Engine.load(identity.resolve(recipe, base), base=base, device=device)
         replies = engine.answer([reference_picture()], list(recipe.tasks))[0]

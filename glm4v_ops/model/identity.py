@@ -21,9 +21,9 @@ _SAMPLE = 1 << 20
 
 def local_folder(recipe: Recipe, base: Path | None) -> Path | None:
     """The checkpoint's folder when the recipe names one (relative to `base`, the recipe file's folder), else None."""
-    for candidate in [Path(recipe.model.id).expanduser(), *([base / recipe.model.id] if base else [])]:
-        if (candidate / "config.json").is_file():
-            return candidate.resolve()
+    folder = (base or Path()) / Path(recipe.model.id).expanduser()
+    if (folder / "config.json").is_file():
+        return folder.resolve()
     if recipe.model.id.startswith((".", "/", "~")):
         raise ModelRefused(
             f"no checkpoint at {recipe.model.id} (relative to {base or Path.cwd()}): no config.json there",
@@ -35,11 +35,27 @@ def local_folder(recipe: Recipe, base: Path | None) -> Path | None:
 def resolve(recipe: Recipe, base: Path | None) -> Recipe:
     """The recipe with `model.revision` fixed: `sha256:…` of a local folder, the commit of a hub checkpoint.
 
-    Raises `ModelRefused` when there is no such checkpoint, `TransientError` when the hub does not answer.
+    Raises `ModelRefused` when there is no such checkpoint, or when the folder is no longer what the recipe was fixed
+    to; `TransientError` when the hub does not answer.
     """
-    folder = local_folder(recipe, base)
-    revision = digest(folder) if folder else hub_commit(recipe.model.id, recipe.model.revision)
-    return recipe.with_revision(revision)
+    folder, wanted = local_folder(recipe, base), recipe.model.revision
+    if folder is None:
+        return recipe.with_revision(hub_commit(recipe.model.id, wanted))
+    found = digest(folder)
+    if wanted.startswith("sha256:") and wanted != found:
+        raise ModelRefused(
+            f"the checkpoint in {recipe.model.id} is {found}, the recipe was fixed to {wanted}",
+            remedy="put the old checkpoint back, or start a new run with the new one",
+        )
+    return recipe.with_revision(found)
+
+
+def checkpoint_folder(recipe: Recipe, base: Path | None) -> Path:
+    """The checkpoint's files on this machine: its own folder, or the hub's files of that revision, fetched if need be.
+
+    Raises like `resolve`.
+    """
+    return local_folder(recipe, base) or _snapshot(recipe.model.id, recipe.model.revision, list(_SHAPING))
 
 
 def digest(folder: Path) -> str:
@@ -62,6 +78,11 @@ def hub_commit(model_id: str, revision: str) -> str:
     """The commit hash that `revision` of a hub checkpoint names: from the local cache when offline."""
     if re.fullmatch(r"[0-9a-f]{40}", revision):
         return revision
+    return _snapshot(model_id, revision, ["config.json"]).name
+
+
+def _snapshot(model_id: str, revision: str, patterns: list[str]) -> Path:
+    """The folder of the local hub cache that holds a revision's files of these patterns, fetched if need be."""
     from huggingface_hub import snapshot_download
     from huggingface_hub.errors import (
         HFValidationError,
@@ -71,7 +92,7 @@ def hub_commit(model_id: str, revision: str) -> str:
     )
 
     try:
-        snapshot = snapshot_download(model_id, revision=revision, allow_patterns=["config.json"])
+        folder = snapshot_download(model_id, revision=revision, allow_patterns=patterns, ignore_patterns=["*/*"])
     except HFValidationError as error:
         raise ModelRefused(
             f"{model_id} is neither a folder with a config.json nor a hub id: {error}", remedy="correct model.id"
@@ -85,4 +106,4 @@ def hub_commit(model_id: str, revision: str) -> str:
             f"cannot find {model_id}: not in the local cache, and the model hub does not answer ({error})",
             remedy="connect to the hub, set HF_HOME to a filled cache, or set model.id to a local folder",
         ) from error
-    return Path(snapshot).name
+    return Path(folder)

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -16,15 +16,22 @@ from typing import Any
 import torch
 from torch import nn
 
-from glm4v_ops.errors import GpuUnavailable, ModelRefused
-from glm4v_ops.model.identity import digest, local_folder
+from glm4v_ops.errors import Glm4vError, GpuUnavailable, ModelRefused
+from glm4v_ops.model.faults import is_device_lost, is_out_of_memory
+from glm4v_ops.model.identity import checkpoint_folder
 from glm4v_ops.recipe import Family, Quantization, Recipe
 
 log = logging.getLogger(__name__)
 
-#: bitsandbytes matches these as prefixes or suffixes of full names; giving any drops its own default, so lm_head is named.
-_KEPT_IN_16_BIT = {Quantization.NF4: ["model.visual", "lm_head"], Quantization.NF4_FULL: ["lm_head"]}
 _GLM4V_TYPES = ("glm4v", "glm46v")
+_LANGUAGE, _VISION, _HEAD = "model.language_model", "model.visual", "lm_head"
+_PARTS = {_LANGUAGE: "the language model", _VISION: "the vision tower", _HEAD: "lm_head"}
+#: The parts whose linear layers each policy holds in 4 bit: those and no others.
+_IN_4_BIT: dict[Quantization, tuple[str, ...]] = {
+    Quantization.NONE: (),
+    Quantization.NF4: (_LANGUAGE,),
+    Quantization.NF4_FULL: (_LANGUAGE, _VISION),
+}
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,8 +42,38 @@ class Checkpoint:
     tokenizer: Any
     image_processor: Any
     device: torch.device
-    dtype: torch.dtype
-    stop_ids: tuple[int, ...]
+    stop_ids: frozenset[int]
+
+
+def load(recipe: Recipe, *, base: Path | None, device: str, progress: Callable[[str], None] = log.info) -> Checkpoint:
+    """Load the recipe's checkpoint, fetched first where it is on the hub.
+
+    Raises `ModelRefused` when it is broken or not what the recipe says, `GpuUnavailable` when the device is missing,
+    lost or full, `TransientError` when the hub does not answer.
+    """
+    target = choose_device(device)
+    folder = checkpoint_folder(recipe, base)
+    progress(f"loading {recipe.model_name} ({recipe.model.quantization.value}, {recipe.model.dtype}) on {target}")
+    try:
+        check_files(folder, recipe)
+        checkpoint, report = _read(folder, recipe, target)
+    except (Glm4vError, ImportError):
+        raise
+    except Exception as error:
+        message = f"{type(error).__name__}: {error}"
+        if is_out_of_memory(error) or is_device_lost(error):
+            raise GpuUnavailable(
+                f"{target} cannot take {recipe.model_name}: {message}",
+                remedy="free the device or quantise further; see nvidia-smi",
+            ) from error
+        raise ModelRefused(
+            f"{recipe.model_name} does not load: {message}", remedy="check the folder's files against their origin"
+        ) from error
+    check_report(report, recipe)
+    check_weights(checkpoint.model, recipe)
+    if target.type == "cpu":
+        _keep_inputs_contiguous(checkpoint.model)
+    return checkpoint
 
 
 def choose_device(name: str) -> torch.device:
@@ -49,52 +86,25 @@ def choose_device(name: str) -> torch.device:
     return device
 
 
-def load(recipe: Recipe, *, base: Path | None, device: str, progress: Callable[[str], None] = log.info) -> Checkpoint:
-    """Load the recipe's checkpoint. Raises `ModelRefused` (broken, or not what the recipe says) or `GpuUnavailable`."""
-    folder = local_folder(recipe, base)
-    source = str(folder) if folder else recipe.model.id
-    revision = None if folder else recipe.model.revision
-    if folder and recipe.model.revision.startswith("sha256:") and digest(folder) != recipe.model.revision:
-        raise ModelRefused(
-            f"the checkpoint in {recipe.model.id} is {digest(folder)}, the recipe was frozen on {recipe.model.revision}",
-            remedy="run the day again from its manifest, or put the old checkpoint back",
-        )
-    _check_config(source, revision, recipe)
-    target = choose_device(device)
-    dtype: torch.dtype = getattr(torch, recipe.model.dtype)
-    progress(f"loading {recipe.model_name} ({recipe.model.quantization.value}, {recipe.model.dtype}) on {target}")
+def _read(folder: Path, recipe: Recipe, target: torch.device) -> tuple[Checkpoint, Any]:
+    """The checkpoint, and transformers' report of missing and mismatched tensors. Raises whatever transformers does."""
     from transformers import AutoModelForImageTextToText, AutoTokenizer
     from transformers.models.glm4v.image_processing_pil_glm4v import Glm4vImageProcessorPil
 
-    pinned: dict[str, Any] = {"revision": revision} if revision else {}
-    try:
-        model, report = AutoModelForImageTextToText.from_pretrained(
-            source,
-            dtype=dtype,
-            device_map={"": target},
-            quantization_config=quantization_config(recipe.model.quantization, dtype),
-            attn_implementation="sdpa",
-            use_safetensors=True,
-            output_loading_info=True,
-            **pinned,
-        )
-        tokenizer = AutoTokenizer.from_pretrained(source, **pinned)
-        image_processor = Glm4vImageProcessorPil.from_pretrained(source, **pinned)
-    except torch.OutOfMemoryError as error:
-        raise GpuUnavailable(
-            f"no room for {recipe.model_name} on {target}: {error}", remedy="free the card or quantise further"
-        ) from error
-    except (OSError, ValueError, RuntimeError, KeyError) as error:
-        raise ModelRefused(
-            f"{recipe.model_name} does not load: {error}", remedy="check the folder's files against their origin"
-        ) from error
-    check(model, report, recipe)
-    model.eval()
-    if target.type == "cpu":
-        _keep_inputs_contiguous(model)
-    ids = model.generation_config.eos_token_id
-    stop_ids = tuple(ids) if isinstance(ids, list) else (ids,)
-    return Checkpoint(model, tokenizer, image_processor, target, dtype, stop_ids)
+    dtype: torch.dtype = getattr(torch, recipe.model.dtype)
+    model, report = AutoModelForImageTextToText.from_pretrained(
+        folder,
+        dtype=dtype,
+        device_map={"": target},
+        quantization_config=quantization_config(recipe.model.quantization, dtype),
+        attn_implementation="sdpa",
+        use_safetensors=True,
+        trust_remote_code=False,
+        output_loading_info=True,
+    )
+    tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=False)
+    image_processor = Glm4vImageProcessorPil.from_pretrained(folder)
+    return Checkpoint(model.eval(), tokenizer, image_processor, target, _stop_ids(model, recipe)), report
 
 
 def quantization_config(quantization: Quantization, dtype: torch.dtype) -> Any:
@@ -107,16 +117,33 @@ def quantization_config(quantization: Quantization, dtype: torch.dtype) -> Any:
         load_in_4bit=True,
         bnb_4bit_quant_type="nf4",
         bnb_4bit_compute_dtype=dtype,
-        llm_int8_skip_modules=_KEPT_IN_16_BIT[quantization],
+        # Matched as prefixes of full names. Any list drops bitsandbytes' own default, so lm_head is always named.
+        llm_int8_skip_modules=[part for part in _PARTS if part not in _IN_4_BIT[quantization]],
     )
 
 
-def _check_config(source: str, revision: str | None, recipe: Recipe) -> None:
-    """Refuse by config.json, before minutes of loading, what cannot run."""
-    from transformers.utils import cached_file
+def _stop_ids(model: Any, recipe: Recipe) -> frozenset[int]:
+    ids = model.generation_config.eos_token_id
+    if ids is None:
+        raise ModelRefused(
+            f"{recipe.model_name} names no stop tokens (eos_token_id in generation_config.json)",
+            remedy="fetch the checkpoint again with its generation_config.json",
+        )
+    return frozenset(ids if isinstance(ids, list) else [ids])
 
-    path = cached_file(source, "config.json", revision=revision)
-    config = json.loads(Path(path).read_text(encoding="utf-8"))
+
+def _keep_inputs_contiguous(model: Any) -> None:
+    """bitsandbytes 0.50 gives silently wrong results on the CPU for a non-contiguous input of one row."""
+    from bitsandbytes.nn import Linear4bit
+
+    for module in model.modules():
+        if isinstance(module, Linear4bit):
+            module.register_forward_pre_hook(lambda _, inputs: (inputs[0].contiguous(), *inputs[1:]))
+
+
+def check_files(folder: Path, recipe: Recipe) -> None:
+    """Refuse by the files alone, before minutes of loading, what cannot or may not run. Raises `ModelRefused`."""
+    config = _read_json(folder / "config.json")
     kind = config.get("model_type")
     if recipe.model.family is Family.CHATGLM or kind == "chatglm":
         raise ModelRefused(
@@ -133,54 +160,76 @@ def _check_config(source: str, revision: str | None, recipe: Recipe) -> None:
             f"{recipe.model_name} has a flat config.json of mid-2025, which loads and then fails at the first image",
             remedy="take the checkpoint's current revision, whose config has text_config and vision_config",
         )
+    for path in sorted(folder.glob("*.json")):
+        if path.name.endswith("config.json") and "auto_map" in _read_json(path):
+            raise ModelRefused(
+                f"{recipe.model_name} brings code of its own (auto_map in {path.name}), which is never run",
+                remedy="use a checkpoint for transformers' own glm4v class",
+            )
+    _check_weight_files(folder, recipe)
 
 
-def _keep_inputs_contiguous(model: Any) -> None:
-    """bitsandbytes 0.50 gives silently wrong results on the CPU for a non-contiguous input of one row."""
-    from bitsandbytes.nn import Linear4bit
+def _check_weight_files(folder: Path, recipe: Recipe) -> None:
+    index = folder / "model.safetensors.index.json"
+    names = sorted(set(_read_json(index)["weight_map"].values())) if index.is_file() else ["model.safetensors"]
+    absent = [name for name in names if not (folder / name).is_file()]
+    if not absent:
+        return
+    if pickled := sorted(path.name for pattern in ("*.bin", "*.pt", "*.pth") for path in folder.glob(pattern)):
+        raise ModelRefused(
+            f"{recipe.model_name} has its weights pickled ({pickled[0]}), and unpickling runs code",
+            remedy="use a checkpoint with safetensors",
+        )
+    raise ModelRefused(
+        f"{recipe.model_name} lacks {', '.join(absent[:5])}", remedy="the checkpoint is incomplete: fetch it again"
+    )
 
-    for module in model.modules():
-        if isinstance(module, Linear4bit):
-            module.register_forward_pre_hook(lambda _, inputs: (inputs[0].contiguous(), *inputs[1:]))
+
+def _read_json(path: Path) -> Any:
+    return json.loads(path.read_text(encoding="utf-8"))
 
 
-def check(model: Any, report: Any, recipe: Recipe) -> None:
-    """Refuse a model that loaded but is not what the recipe says. Raises `ModelRefused` naming tensors.
-
-    `report` is transformers' loading info: missing, unexpected and mismatched keys.
-    """
+def check_report(report: Any, recipe: Recipe) -> None:
+    """Refuse a checkpoint that did not fill the model. `report` is transformers' loading info."""
     for problem in ("missing_keys", "mismatched_keys", "error_msgs"):
         if names := report.get(problem):
             raise ModelRefused(
                 f"{recipe.model_name}: {problem.replace('_', ' ')}: {sorted(map(str, names))[:5]}",
                 remedy="the checkpoint is incomplete: fetch it again",
             )
-    policy, four_bit, plain = recipe.model.quantization, [], []
+
+
+def check_weights(model: Any, recipe: Recipe) -> None:
+    """Refuse weights that are not what the recipe says, or not numbers. Raises `ModelRefused` naming a tensor."""
+    policy = recipe.model.quantization
+    for name, part, is_4_bit in _linear_layers(model):
+        wanted = part in _IN_4_BIT[policy]
+        if is_4_bit and not wanted:
+            raise ModelRefused(
+                f"{_PARTS[part]} is quantised ({name}), and the recipe says {policy.value}",
+                remedy="use an unquantised checkpoint, or correct model.quantization",
+            )
+        if wanted and not is_4_bit:
+            raise ModelRefused(
+                f"{_PARTS[part]} is not in 4 bit ({name}), and the recipe says {policy.value}",
+                remedy="use an unquantised checkpoint: what is stored quantised is loaded as it is stored",
+            )
+    expected: torch.dtype = getattr(torch, recipe.model.dtype)
+    for name, parameter in model.named_parameters():
+        if not parameter.is_floating_point():
+            continue  # packed 4-bit weights
+        if parameter.dtype != expected:
+            raise ModelRefused(
+                f"{name} is {parameter.dtype}, and the recipe says {recipe.model.dtype}", remedy="correct model.dtype"
+            )
+        # One sum, not isfinite of each: no second tensor of an embedding's size on a full card.
+        if not parameter.detach().sum(dtype=torch.float32).isfinite():
+            raise ModelRefused(f"{name} holds NaN or infinity", remedy="the checkpoint is broken: fetch it again")
+
+
+def _linear_layers(model: Any) -> Iterator[tuple[str, str, bool]]:
+    """Every linear layer's name, the part it belongs to, and whether its weights are packed."""
     for name, module in model.named_modules():
         if isinstance(module, nn.Linear):
-            packed = module.weight.dtype not in (torch.float32, torch.float16, torch.bfloat16)
-            (four_bit if packed else plain).append(name)
-    quantised_vision = [name for name in four_bit if name.startswith("model.visual")]
-    if quantised_vision and policy is not Quantization.NF4_FULL:
-        raise ModelRefused(
-            f"the vision tower is quantised ({quantised_vision[0]}) and the recipe says {policy.value}",
-            remedy="use an unquantised checkpoint, or say nf4-full",
-        )
-    if "lm_head" in four_bit:
-        raise ModelRefused("lm_head is quantised: answers would be garbled", remedy="use an unquantised checkpoint")
-    language = [name for name in plain if name.startswith("model.language_model")]
-    if policy is not Quantization.NONE and language:
-        raise ModelRefused(
-            f"{len(language)} linear layers of the language model are not in 4 bit, e.g. {language[0]}",
-            remedy="bitsandbytes did not quantise them: check that it is installed for this machine",
-        )
-    if policy is Quantization.NONE and four_bit:
-        raise ModelRefused(f"{four_bit[0]} is in 4 bit and the recipe says none", remedy="correct model.quantization")
-    expected = getattr(torch, recipe.model.dtype)
-    for name, parameter in model.named_parameters():
-        if parameter.is_meta:
-            raise ModelRefused(f"{name} was never loaded", remedy="the checkpoint is incomplete: fetch it again")
-        if parameter.is_floating_point() and parameter.dtype != expected:
-            raise ModelRefused(
-                f"{name} is {parameter.dtype}, the recipe says {recipe.model.dtype}", remedy="correct model.dtype"
-            )
+            part = next(part for part in _PARTS if name.startswith(part))
+            yield name, part, not module.weight.is_floating_point()

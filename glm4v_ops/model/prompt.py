@@ -29,21 +29,28 @@ class Prompt:
 def build_prompt(tokenizer: Any, text: str, *, thinking: bool = False) -> Prompt:
     """Render one question about one image by the checkpoint's chat template.
 
-    Raises `ModelRefused` when the template does not give user → image → text, or when the prompt itself
-    holds the image placeholder.
+    Raises `ModelRefused` when there is no template, when it does not give user → image → text, or when the prompt
+    itself holds the image placeholder.
     """
+    if tokenizer.chat_template is None:
+        raise ModelRefused("the checkpoint has no chat template", remedy="fetch it again with its chat_template.jinja")
     message = {"role": "user", "content": [{"type": "image"}, {"type": "text", "text": text}]}
     rendered: str = tokenizer.apply_chat_template(
         [message], add_generation_prompt=True, tokenize=False, enable_thinking=thinking
     )
-    user, image, question = rendered.find("<|user|>"), rendered.find(_IMAGE), rendered.find(text)
-    if not 0 <= user < image < question or rendered.count(_IMAGE) != 1:
+    before, *after = rendered.split(_IMAGE)
+    if len(after) != 1 or "<|user|>" not in before or text.strip() not in after[0]:
         raise ModelRefused(
             f"the chat template gives {rendered!r}, not user → image → text with one image",
             remedy="use the checkpoint's own chat template, and keep <|image|> out of prompts",
         )
     ids: list[int] = tokenizer(rendered, add_special_tokens=False)["input_ids"]
-    at = ids.index(tokenizer.convert_tokens_to_ids(_IMAGE))
+    image_id = tokenizer.convert_tokens_to_ids(_IMAGE)
+    if ids.count(image_id) != 1:
+        raise ModelRefused(
+            f"{_IMAGE} is no token of this tokenizer", remedy="use the tokenizer that came with the checkpoint"
+        )
+    at = ids.index(image_id)
     return Prompt(tuple(ids[:at]), tuple(ids[at + 1 :]))
 
 
@@ -52,7 +59,7 @@ def read_answer(tokenizer: Any, ids: list[int]) -> str:
 
     Control tokens are kept as text on purpose: an answer that holds one is garbled, and the checks must see it.
     """
-    text: str = tokenizer.decode(ids, skip_special_tokens=False)
+    text: str = tokenizer.decode(ids, skip_special_tokens=False, clean_up_tokenization_spaces=False)
     text = _THOUGHT.sub("", text)
     if match := _ANSWER.match(text):
         text = match.group(1)
