@@ -1,14 +1,15 @@
-"""What the shard path costs beside the model, and whether its memory stays flat. Prints JSON; exit 1 when a bound is broken.
+"""What the shard path costs beside the model, and whether its memory stays flat. Prints JSON; exit 1 over a bound.
 
     python -m benchmarks.annotate [--only ratio|memory] [--images N] [--recipe FILE]
 
-Ratio: one shard of generated postcards through the whole path (a real object store, real tables for the cache, the recipe's
-real model), its wall time over the time spent in the model during the same run. The model is loaded before. Also printed:
-the wall time over that of the same model on the same pictures already decoded, with nothing else running.
+Ratio: one shard of generated postcards through the whole path (a real object store, real tables for the cache, the
+recipe's real model), its wall time over the time spent in the model during the same run. The model is loaded before.
+Also printed: the wall time over that of the same model on the same pictures already decoded, with nothing else running.
 
-Memory: the peak of a process that annotates 5,000 images over that of one that annotates 1,000, on the same real store and
-tables. The model is a stand-in that waits a little and answers a sentence: what is measured is the path, and the real
-model's own memory would only hide a growth. The images are few pictures with different bytes each. Needs Linux (/proc).
+Memory: the peak of a process that annotates 5,000 images over that of one that annotates 1,000, on the same real store
+and tables. The model is a stand-in that waits a little and answers a sentence: what is measured is the path, and the
+real model's own memory would only hide a growth. The images are few pictures with different bytes each. Needs Linux
+(/proc).
 """
 
 from __future__ import annotations
@@ -16,7 +17,6 @@ from __future__ import annotations
 import argparse
 import json
 import os
-import re
 import subprocess
 import sys
 import tempfile
@@ -28,6 +28,7 @@ from datetime import date
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from benchmarks.memory import peak_mb
 from demo.parts import ObjectStore, Postgres
 from demo.postcards import postcards
 from glm4v_ops.annotate import ShardReport, annotate_shard
@@ -124,10 +125,10 @@ def measure_memory(client: Any, environ: dict[str, str], recipe_file: Path) -> d
         if finished.returncode:
             raise SystemExit(f"the process with {images} images failed:\n{finished.stderr}")
         peaks[images] = json.loads(finished.stdout)
-    small, large = peaks[SMALL]["peak_mib"], peaks[LARGE]["peak_mib"]
+    small, large = peaks[SMALL]["peak_mb"], peaks[LARGE]["peak_mb"]
     return {
-        "peak_mib": {str(images): peak["peak_mib"] for images, peak in peaks.items()},
-        "before_mib": {str(images): peak["before_mib"] for images, peak in peaks.items()},
+        "peak_mb": {str(images): peak["peak_mb"] for images, peak in peaks.items()},
+        "before_mb": {str(images): peak["before_mb"] for images, peak in peaks.items()},
         "seconds": {str(images): peak["seconds"] for images, peak in peaks.items()},
         "ratio": round(large / small, 4),
         "bound": MEMORY_BOUND,
@@ -139,12 +140,12 @@ def child(prefix: str, recipe_file: Path) -> dict[str, Any]:
     """In a process of its own: annotate everything under `prefix` with the stand-in, and say what memory it took."""
     from glm4v_ops.model import engine as _torch_counts_before  # noqa: F401
 
-    before = _mib("VmHWM")
+    before = peak_mb()
     recipe = load_recipe(recipe_file).with_revision("stand-in")
     report = _annotate(stores.client(), os.environ["GLM4V_DSN"], prefix, recipe, Waiting(recipe), None)
     if report.by_outcome != {"ok": report.images}:
         raise SystemExit(f"not every image was annotated: {report}")
-    return {"before_mib": before, "peak_mib": _mib("VmHWM"), "seconds": round(report.wall_seconds, 1)}
+    return {"before_mb": before, "peak_mb": peak_mb(), "seconds": round(report.wall_seconds, 1)}
 
 
 def _annotate(
@@ -177,14 +178,6 @@ def _upload(client: Any, bucket: str, objects: dict[str, bytes]) -> None:
             pool.submit(client.put_object, Bucket=bucket, Key=key, Body=data) for key, data in objects.items()
         ]:
             done.result()
-
-
-def _mib(field: str) -> float:
-    """A memory figure of this process from the kernel. Not getrusage: its peak is the parent's where that was higher."""
-    found = re.search(rf"{field}:\s+(\d+) kB", Path("/proc/self/status").read_text())
-    if found is None:
-        raise SystemExit(f"/proc/self/status has no {field}")
-    return round(int(found[1]) / 1024, 1)
 
 
 def main(argv: Sequence[str] | None = None) -> int:

@@ -17,7 +17,6 @@ import argparse
 import hashlib
 import json
 import os
-import re
 import subprocess
 import sys
 import tempfile
@@ -32,6 +31,7 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import parse_qs, quote, urlsplit
 
+from benchmarks.memory import peak_mb
 from demo.parts import ObjectStore
 from glm4v_ops.settings import S3Uri
 from glm4v_ops.source import manifest as manifests
@@ -124,12 +124,12 @@ def child(listing: str, source: str, work: str, *, keys: int, shard_size: int) -
     """In a process of its own: freeze, read every shard back, and say what it took."""
     client = stores.client()
     client.meta.events.register("before-send.s3.ListObjectsV2", lambda request, **_: _redirect(request, listing))
-    before = _peak_mb()
+    before = peak_mb()
     started = time.perf_counter()
     manifest = manifests.freeze(
         client, source=S3Uri(source, _PREFIX), work=S3Uri(work, ""), day=_DAY, shard_size=shard_size
     )
-    frozen, frozen_mb = time.perf_counter() - started, _peak_mb()
+    frozen, frozen_mb = time.perf_counter() - started, peak_mb()
     shards = (manifests.read_shard(client, manifest.uri, shard) for shard in range(manifest.shards))
     rows = (Listed(row.key, row.etag, row.version_id, row.size, row.last_modified) for shard in shards for row in shard)
     fault = difference(map(listed, range(keys)), rows)
@@ -140,7 +140,7 @@ def child(listing: str, source: str, work: str, *, keys: int, shard_size: int) -
         "read_seconds": round(time.perf_counter() - started - frozen, 2),
         "before_mb": before,
         "freeze_peak_mb": frozen_mb,
-        "peak_mb": _peak_mb(),
+        "peak_mb": peak_mb(),
         "fault": fault if manifest.images == keys else f"the manifest counts {manifest.images} images",
     }
 
@@ -155,14 +155,6 @@ def difference(wanted: Iterable[Listed], rows: Iterable[Listed]) -> str | None:
 
 def _redirect(request: Any, listing: str) -> None:
     request.url = urlsplit(request.url)._replace(scheme="http", netloc=listing).geturl()
-
-
-def _peak_mb() -> float:
-    """Megabytes (10^6), from the kernel. Not getrusage: its peak is the parent's where that was higher."""
-    found = re.search(r"VmHWM:\s+(\d+) kB", Path("/proc/self/status").read_text())
-    if found is None:
-        raise SystemExit("/proc/self/status has no VmHWM")
-    return round(int(found[1]) * 1024 / 1e6, 1)
 
 
 def main(argv: Sequence[str] | None = None) -> int:

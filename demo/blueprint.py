@@ -88,7 +88,7 @@ def build_tokenizer(captions: Iterable[str]) -> PreTrainedTokenizerFast:
 
 
 def build_config(tokenizer: PreTrainedTokenizerFast) -> Glm4vConfig:
-    """8.7 million parameters; every quantised size is a multiple of 64."""
+    """8.5 million parameters; every quantised size is a multiple of 64."""
     ids = {token: tokenizer.convert_tokens_to_ids(token) for token in SPECIAL_TOKENS}
     vocab_size = -(-len(tokenizer) // 64) * 64
     stop = [ids[token] for token in STOP_TOKENS]

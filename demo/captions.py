@@ -1,4 +1,4 @@
-"""Facts of a picture, their words, and back: `make_caption(facts)` and `parse_caption(sentence)` are each other's inverse.
+"""Facts of a picture, their words, and back: `make_caption(facts)` and `parse_caption(sentence)` are inverse.
 
 Promises: a closed, small vocabulary; objects in one canonical order, so that a caption follows from the facts and the
 template number alone; no template makes a fact ambiguous. Does not know: how pictures are drawn, or free English."""
@@ -70,7 +70,7 @@ def _join(items: list[str]) -> str:
 
 
 def _items(objects: list[ObjectFacts]) -> str:
-    """ "a large red circle in the top left, two small blue stars at the bottom and …": equals in one cell are counted."""
+    """ "a large red circle in the top left, two small blue stars at the bottom and …": equals in a cell are counted."""
     grouped: list[tuple[ObjectFacts, int]] = []
     for thing in canonical(objects):
         if grouped and grouped[-1][0] == thing:
@@ -91,7 +91,7 @@ def _capital(sentence: str) -> str:
 
 
 def make_caption(facts: Facts, template: int) -> str:
-    """The caption of these facts in sentence form number `template` (any whole number; taken modulo the forms there are)."""
+    """The caption of these facts in sentence form `template` (any whole number; taken modulo the forms there are)."""
     kind, colour = facts["background"]["kind"], facts["background"]["color"]
     ground = f"a {kind} {colour} background"
     lines = facts["text_lines"]

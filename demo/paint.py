@@ -110,19 +110,17 @@ def _texture(backdrop: Backdrop, size: tuple[int, int]) -> Image.Image:
     period = backdrop.pitch * long
     turn = (backdrop.angle if backdrop.kind == "striped" else backdrop.angle % 45) * pi / 180
     xs, ys = np.arange(width, dtype=np.float32)[None, :], np.arange(height, dtype=np.float32)[:, None]
-    phase = backdrop.shift[0] * 2 * pi
+    phase, k = np.float32(backdrop.shift[0] * 2 * pi), 2 * pi / period
     if backdrop.kind == "striped":
-        k = 2 * pi / period
-        along_x, along_y = xs * np.float32(k * cos(turn)) + np.float32(phase), ys * np.float32(k * sin(turn))
+        along_x, along_y = xs * np.float32(k * cos(turn)) + phase, ys * np.float32(k * sin(turn))
         # sin(a + b) from the two axes' own sines: one multiplication a pixel instead of one sine
         wave = np.sin(along_x) * np.cos(along_y) + np.cos(along_x) * np.sin(along_y)
         edge = 3.0
     elif backdrop.kind == "checked":
-        wave = np.sin(xs * np.float32(pi / period) + np.float32(phase)) * np.sin(ys * np.float32(pi / period))
+        wave = np.sin(xs * np.float32(pi / period) + phase) * np.sin(ys * np.float32(pi / period))
         edge = 6.0
     else:
-        k = np.float32(2 * pi / period)
-        wave = np.cos(xs * k + np.float32(phase)) + np.cos(ys * k) - np.float32(0.9)
+        wave = np.cos(xs * np.float32(k) + phase) + np.cos(ys * np.float32(k)) - np.float32(0.9)
         edge = 3.0
     field = np.clip(wave * np.float32(127 * edge) + np.float32(127), 0, 255).astype(np.uint8)
     return Image.fromarray(field)

@@ -101,8 +101,9 @@ class Kept:
         try:
             self._keeper.wait(self._grace + 10)
         except subprocess.TimeoutExpired:
-            for process in [*psutil.Process(self.pid).children(recursive=True), self._keeper]:
-                process.kill()
+            for process in psutil.Process(self.pid).children(recursive=True):
+                _signal(process.kill)
+            self._keeper.kill()
             self._keeper.wait()
 
 

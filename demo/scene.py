@@ -1,8 +1,8 @@
 """The plan of one picture: what stands where, in which colour and size. Numbers only, nothing is drawn here.
 
-Promises: a pure function of (seed, index); things and lines of text never overlap, stand wholly inside the picture, away
-from the borders of the 3x3 grid, and in colours that stand out from the background; everything can be read when the
-long side is 336 pixels. Does not know: pixels."""
+Promises: a pure function of (seed, index); things and lines of text never overlap, stand wholly inside the picture,
+away from the borders of the 3x3 grid, and in colours that stand out from the background; everything can be read when
+the long side is 336 pixels. Does not know: pixels."""
 
 from __future__ import annotations
 
@@ -397,7 +397,7 @@ def _receipt(rng: Random, width: int, height: int) -> tuple[Sheet, list[Line], s
     long = max(width, height)
     paper = _jitter(rng, (250, 249, 244), 4)
     rows = words.receipt(rng)
-    face, paint = rng.choice(FACES), rng.choice(INKS[:2] + ((20, 30, 110),))
+    face, paint = rng.choice(FACES), rng.choice((*INKS[:2], (20, 30, 110)))
     pitch = min(rng.uniform(0.08, 0.1) * long, 0.9 * height / (len(rows) + 0.6))
     size = round(pitch * 0.72, 1)
     inner = min(width * 0.9, max(_row_width(face, size, row) for row in rows) * rng.uniform(1.0, 1.25))

@@ -7,11 +7,12 @@ equal shapes need no padding. Knows nothing of the model.
 
 from __future__ import annotations
 
+import contextlib
 import io
 import queue
 import threading
 from collections.abc import Iterator
-from typing import NamedTuple
+from typing import NamedTuple, Self
 
 import numpy as np
 import torch
@@ -73,7 +74,7 @@ def recompress(image: Image.Image, generator: np.random.Generator) -> Image.Imag
 
 
 def letters_in_patches(scene: Scene, width: int, height: int) -> np.ndarray:
-    """int16 (LETTERS, 2), -1 at the end: patch and code of each ASCII character of a picture of width x height pixels."""
+    """int16 (LETTERS, 2), -1 at the end: patch and code of each ASCII character of a width x height picture."""
     found = np.full((LETTERS, 2), -1, dtype=np.int16)
     places = [(ord(c), int(y * height / PATCH), int(x * width / PATCH)) for c, x, y in scene.letters if ord(c) < 128]
     for number, (code, row, column) in enumerate(places[:LETTERS]):
@@ -138,7 +139,7 @@ class Ring:
 
 
 class Stream:
-    """Batches of one size each, sizes as often as they are drawn. Drawing goes on in the background.
+    """Batches of one size each, sizes as often as they are drawn. Drawing goes on in the background until `close`.
 
     `drawn` counts pictures. `capacity` is a multiple of `PARCEL`: pictures kept of each size. Only the caller's thread
     touches the device: a copy queued from another thread would wait for every kernel before it, and the caller for it.
@@ -169,13 +170,17 @@ class Stream:
             # Workers must not inherit the device's context.
             multiprocessing_context="forkserver" if workers else None,
         )
-        threading.Thread(target=self._collect, args=(loader,), daemon=True).start()
+        self._closing = threading.Event()
+        self._collector = threading.Thread(target=self._collect, args=(loader,), daemon=True)
+        self._collector.start()
 
     def _collect(self, loader: DataLoader) -> None:
         try:
             for parcel in loader:
                 self._waiting.put(Parcel(*parcel))
-        except Exception as failure:  # noqa: BLE001 - raised by `fill`, in the training thread
+                if self._closing.is_set():
+                    return  # the loader's iterator ends with this frame: first its pinning thread, then its workers
+        except Exception as failure:  # noqa: BLE001 - raised again by `fill`, in the training thread
             self._waiting.put(failure)
 
     def fill(self, parcels: int, *, wait: bool = False) -> None:
@@ -194,9 +199,26 @@ class Stream:
             self.drawn += PARCEL
 
     def batch(self, count: int) -> tuple[torch.Tensor, ...]:
-        """(pixels uint8 (count, height, width, 3), captions, texts) of one size."""
+        """The columns of a `Parcel`, `count` rows of one size. Raises `RuntimeError` when drawing has failed."""
         self.fill(8)
         # A size seen too seldom would be learnt by heart.
-        rings = [ring for ring in self._rings.values() if ring.seen >= min(count, 64)]
+        while not (rings := [ring for ring in self._rings.values() if ring.seen >= min(count, 64)]):
+            self.fill(1, wait=True)
         weights = np.array([ring.seen for ring in rings], dtype=float)
         return rings[self._choice.choice(len(rings), p=weights / weights.sum())].sample(count, self._generator)
+
+    def close(self) -> None:
+        """End the drawing and its processes, and wait until they are gone. May be called again.
+
+        Without it they would be cut off at the interpreter's end, in the middle of handing a parcel on.
+        """
+        self._closing.set()
+        while self._collector.is_alive():
+            with contextlib.suppress(queue.Empty):  # room for a parcel that the collector holds
+                self._waiting.get(timeout=0.1)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()

@@ -2,7 +2,7 @@
 
 Prints loss and speed as it goes, saves its state every few minutes and resumes from it, ends with the
 scores of `demo.evaluate` on pictures of a seed never trained on. Only the dense path below is its own;
-the weights are those of transformers' class, and a test holds that both paths give the same logits.
+the weights are those of transformers' class, and a test holds that both paths give the same losses.
 """
 
 from __future__ import annotations
@@ -13,6 +13,7 @@ import json
 import math
 import time
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
@@ -73,7 +74,7 @@ def _grid(rows: int, columns: int, device: torch.device) -> tuple[torch.Tensor, 
 
 
 def encode(model: Glm4vForConditionalGeneration, pixels: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-    """Features (n, tokens, hidden) and patches (n, patches, hidden) of equal images, pixels uint8 (n, height, width, 3).
+    """Features (n, tokens, hidden) and patches (n, patches, hidden) of images, pixels uint8 (n, height, width, 3).
 
     The same arithmetic as `model.model.visual`, but attention sees (n, heads, patches, dim) at once where
     transformers, without flash-attn, walks over the images one by one.
@@ -104,7 +105,7 @@ def encode(model: Glm4vForConditionalGeneration, pixels: torch.Tensor) -> tuple[
     return visual.merger(merged).reshape(count, rows * columns // MERGE**2, -1), seen
 
 
-def _block(block: nn.Module, hidden: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor) -> torch.Tensor:
+def _block(block: Any, hidden: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor) -> torch.Tensor:
     attention, (count, length, width) = block.attn, hidden.shape
     query, key, value = attention.qkv(block.norm1(hidden)).reshape(count, length, 3, attention.num_heads, -1).unbind(2)
     query, key = apply_rotary_pos_emb_vision(query, key, cos, sin)
@@ -183,7 +184,7 @@ def mrope_positions(before: int, rows: int, columns: int, length: int, device: t
     return text
 
 
-def quantised_linears(model: Glm4vForConditionalGeneration) -> list[nn.Parameter]:
+def quantised_linears(model: Glm4vForConditionalGeneration) -> list[torch.Tensor]:
     """The weights that NF4 will hold in 4 bit: the language model's linear layers."""
     layers = model.model.language_model.layers
     return [module.weight for module in layers.modules() if isinstance(module, nn.Linear)]
@@ -211,7 +212,8 @@ class Trainer:
         self.letters = nn.Linear(model.config.vision_config.hidden_size, 128, device=device)
         nn.init.constant_(self.letters.bias, -7.0)  # nearly every patch is without nearly every character
         self.modules = nn.ModuleDict({"model": model, "letters": self.letters})
-        matrices, others = [], []
+        matrices: list[nn.Parameter] = []
+        others: list[nn.Parameter] = []
         for name, parameter in model.named_parameters():
             hidden = parameter.ndim == 2 and (".blocks." in name or ".layers." in name or ".merger." in name)
             (matrices if hidden else others).append(parameter)
@@ -249,7 +251,7 @@ class Trainer:
                 exact.append((weight, weight.data))
                 weight.data = nf4_roundtrip(weight.data)
         values = losses()
-        sum(values).backward()
+        torch.stack(values).sum().backward()
         for weight, data in exact:
             weight.data = data
         nn.utils.clip_grad_norm_(self.modules.parameters(), 1.0)
@@ -289,6 +291,61 @@ class Trainer:
         return int(metadata["drawn"])
 
 
+@dataclass(frozen=True, slots=True)
+class Lesson:
+    """What one batch of a `Stream` says about the model: a loss for each question, and that of the letter head."""
+
+    trainer: Trainer
+    questions: Sequence[Question]
+    device: torch.device
+
+    def losses(self, pixels: torch.Tensor, *answers: torch.Tensor) -> tuple[torch.Tensor, ...]:
+        with torch.autocast(self.device.type, torch.bfloat16):
+            features, patches = encode(self.trainer.model, pixels)
+            rows = pixels.shape[1] // (PATCH * MERGE)
+            caption, text = answer_losses(self.trainer.model, features, self.questions, answers[:2], rows)
+            letters = letter_loss(self.trainer.letters, patches, answers[2])
+            return caption, text, letters * self.trainer.letter_weight
+
+    def rehearse(self, batch: int) -> None:
+        """Compile, on made-up pictures; no weight changes."""
+        pixels = torch.zeros((batch, 224, 336, 3), dtype=torch.uint8, device=self.device)
+        made_up = [pixels.new_ones(batch, *rest) for rest in ((CAPTION_TOKENS,), (TEXT_TOKENS,), (LETTERS, 2))]
+        torch.stack(self.losses(pixels, *made_up)).sum().backward()
+        self.trainer.modules.zero_grad(set_to_none=True)
+
+
+class Log:
+    """Means of the losses and the speed, a line every 200 steps."""
+
+    def __init__(self, trainer: Trainer, batch: int) -> None:
+        self.trainer, self.batch = trainer, batch
+        self._history: list[torch.Tensor] = []
+        self._begun = time.monotonic()
+
+    def add(self, values: tuple[torch.Tensor, ...], drawn: int) -> None:
+        self._history.append(torch.stack(values))
+        if len(self._history) == 200:
+            self.write(drawn)
+
+    def write(self, drawn: int) -> None:
+        """Print the steps since the last line, if any. Raises `RuntimeError` when the loss is no number any more."""
+        if not self._history:
+            return
+        trainer = self.trainer
+        # Reading them waits for the device, so the clock is honest after it.
+        caption, text, letters = torch.stack(self._history).mean(0).tolist()
+        if not math.isfinite(caption + text + letters):
+            raise RuntimeError(f"the loss is {caption} at step {trainer.step}: start again with a smaller --lr")
+        speed = len(self._history) * self.batch / (time.monotonic() - self._begun)
+        self._history, self._begun = [], time.monotonic()
+        print(
+            f"step {trainer.step} · {trainer.progress:.1%} · caption {caption:.4f} · text {text:.4f} · "
+            f"letters {letters:.3f} · {speed:.0f} images/s · {drawn} drawn · {trainer.trained:.0f} s",
+            flush=True,
+        )
+
+
 def train(arguments: argparse.Namespace) -> dict[str, Any]:
     """Train for `--minutes` in all, or stop after `--stop-after` of them; returns the facts for the model card."""
     begun = time.monotonic()
@@ -303,63 +360,42 @@ def train(arguments: argparse.Namespace) -> dict[str, Any]:
             layer.compile(dynamic=True)
     trainer = Trainer(model, lr=arguments.lr, seconds=60 * arguments.minutes)
     drawn_before = trainer.resume(arguments.state)
-    stop_id = tokenizer.convert_tokens_to_ids(STOP_TOKENS[0])
     questions = [Question(tokenizer, prompt, config.image_token_id) for prompt in (CAPTION_PROMPT, TEXT_PROMPT)]
-    stream = Stream(
-        tokenizer, stop_id, seed=TRAINING_SEED, first=drawn_before, workers=arguments.workers,
-        capacity=arguments.capacity, device=device,
-    )  # fmt: skip
+    lesson = Lesson(trainer, questions, device)
+    with Stream(
+        tokenizer, tokenizer.convert_tokens_to_ids(STOP_TOKENS[0]), seed=TRAINING_SEED, first=drawn_before,
+        workers=arguments.workers, capacity=arguments.capacity, device=device,
+    ) as stream:  # fmt: skip
+        if device.type == "cuda":  # while the workers draw
+            lesson.rehearse(arguments.batch)
+        while stream.drawn < arguments.fill:
+            stream.fill(1, wait=True)
+        print(
+            f"step {trainer.step}: {stream.drawn} pictures at hand after {time.monotonic() - begun:.0f} s", flush=True
+        )
 
-    def losses() -> tuple[torch.Tensor, ...]:
-        return compute(*stream.batch(arguments.batch))
-
-    def compute(pixels: torch.Tensor, *answers: torch.Tensor) -> tuple[torch.Tensor, ...]:
-        with torch.autocast(device.type, torch.bfloat16):
-            features, patches = encode(model, pixels)
-            caption, text = answer_losses(model, features, questions, answers[:2], pixels.shape[1] // (PATCH * MERGE))
-            letters = letter_loss(trainer.letters, patches, answers[2])
-            return caption, text, letters * trainer.letter_weight
-
-    if device.type == "cuda":  # compiles while the workers draw
-        pixels = torch.zeros((arguments.batch, 224, 336, 3), dtype=torch.uint8, device=device)
-        made_up = [
-            pixels.new_ones(arguments.batch, *rest) for rest in ((CAPTION_TOKENS,), (TEXT_TOKENS,), (LETTERS, 2))
-        ]
-        sum(compute(pixels, *made_up)).backward()
-        trainer.modules.zero_grad(set_to_none=True)
-    while stream.drawn < arguments.fill:
-        stream.fill(1, wait=True)
-    print(f"step {trainer.step}: {stream.drawn} pictures at hand after {time.monotonic() - begun:.0f} s", flush=True)
-    history: list[torch.Tensor] = []
-    trained_before = trainer.trained
-    saved = reported = time.monotonic()
-    while trainer.progress < 1.0:
-        history.append(torch.stack(trainer.advance(losses)))
-        now = time.monotonic()
-        trainer.trained = trained_before + now - begun
-        if len(history) == 200 or trainer.progress == 1.0:
-            caption, text, letters = torch.stack(history).mean(0).tolist()
-            if not math.isfinite(caption + text + letters):
-                raise RuntimeError(f"the loss is {caption} at step {trainer.step}: start again with a smaller --lr")
-            # The reading above waited for the device, so the clock is honest here.
-            speed = len(history) * arguments.batch / (time.monotonic() - reported)
-            reported, history = time.monotonic(), []
-            print(
-                f"step {trainer.step} · {trainer.progress:.1%} · caption {caption:.4f} · text {text:.4f} · "
-                f"letters {letters:.3f} · {speed:.0f} images/s · {drawn_before + stream.drawn} drawn · {trainer.trained:.0f} s",
-                flush=True,
-            )
-        out_of_time = arguments.stop_after is not None and now - begun > 60 * arguments.stop_after
-        if now - saved > 60 or out_of_time or trainer.progress == 1.0:
-            trainer.save(arguments.state, drawn_before + stream.drawn)
+        def keep() -> None:
+            # The state comes last: whoever resumes from a finished one finds its checkpoint written.
             export(model, tokenizer, arguments.out)
-            saved = now
-        if out_of_time:
-            break
+            trainer.save(arguments.state, drawn_before + stream.drawn)
+
+        log, trained_before, saved, elapsed = Log(trainer, arguments.batch), trainer.trained, time.monotonic(), 0.0
+        stop = math.inf if arguments.stop_after is None else 60 * arguments.stop_after
+        while trainer.progress < 1.0 and elapsed <= stop:
+            values = trainer.advance(lambda: lesson.losses(*stream.batch(arguments.batch)))
+            elapsed = time.monotonic() - begun
+            trainer.trained = trained_before + elapsed
+            log.add(values, drawn_before + stream.drawn)
+            if time.monotonic() - saved > 60:
+                keep()
+                saved = time.monotonic()
+        log.write(drawn_before + stream.drawn)
+        keep()
+        drawn = drawn_before + stream.drawn
     return {
         "steps": trainer.step,
         "batch": arguments.batch,
-        "pictures_drawn": drawn_before + stream.drawn,
+        "pictures_drawn": drawn,
         "seconds": round(trainer.trained),
         "parameters": sum(parameter.numel() for parameter in model.parameters()),
         "finished": trainer.progress == 1.0,

@@ -1,7 +1,7 @@
 """Lines of text to print on pictures: words, names, prices, dates, codes, phrases, receipts.
 
-Promises: at most `longest` characters, printable in every face of demo/fonts, much of it unguessable (made-up words, codes),
-so that a model has to read. Random strings leave out the letters that look the same in a sans face (I, l, O).
+Promises: at most `longest` characters, printable in every face of demo/fonts, much of it unguessable (made-up words,
+codes), so that a model has to read. Random strings leave out the letters that look the same in a sans face (I, l, O).
 Does not know: sizes, places, colours."""
 
 from __future__ import annotations
@@ -9,56 +9,63 @@ from __future__ import annotations
 from collections.abc import Callable
 from random import Random
 
+# ruff: noqa: SIM905 - a list of hundreds of words is read as running text, not as a literal with a word a line
+
 LONGEST = 22
 _HEAD = 16  # of a receipt
 
-WORDS = (
-    "about above across action after again agree album alone amber angle animal answer apple april arrive august autumn "
-    "awake badge bakery balance banana basket beach before begin berry better bicycle birthday biscuit blanket bloom board "
-    "boat book border bottle branch bread breeze bridge bright brother bucket butter button cabin camera candle canyon "
-    "captain carbon carpet castle center chair change cheese cherry chicken circle city clever climb clock cloud coast "
-    "coffee comet cookie copper corner cotton country crayon cream crystal current dance danger deliver desert dinner "
-    "distant doctor dolphin donkey door dragon dream driver eagle early earth east echo eight elbow empty engine enjoy "
-    "evening every exact exit express fabric family farmer father feather ferry festival field figure finger finish flame "
-    "flight flower follow forest fossil fragile freedom fresh friday friend frozen fruit future galaxy garden gentle ghost "
-    "ginger glass globe golden grape gravel great green guitar hammer handle happy harbor harvest helmet hidden hill holiday "
-    "honey horizon horse hotel hour house hundred hungry iceberg idea island ivory jacket january jewel journey juice july "
-    "jungle kettle keyboard kitchen kitten ladder lake language lantern large laugh leather lemon letter library light lion "
-    "little lobster local london lucky lunch machine magnet mango maple marble market matrix meadow melody memory message "
-    "metal midnight milk minute mirror monday money month morning mother mountain museum music nature needle never night "
-    "north notice number ocean office olive onion open orange orchard order oxygen oyster paper parade parcel parking peace "
-    "pencil pepper perfect piano picnic pilot planet platform plenty pocket poem police polite potato powder present price "
-    "private promise public pumpkin puzzle quality quarter queen question quick quiet rabbit radio railway rainbow ranger "
-    "ready record remote report return ribbon river rocket roof sailor salad sale sample sandwich saturday school season "
-    "second secret service seven shadow sharp shelter shore silence silver simple sister sketch smooth snow soccer special "
-    "spice spring square station stone storm story street student sugar summer sunday sunset supper surprise sweet switch "
-    "table tailor taxi teacher temple thank theater thunder thursday ticket tiger timber today tomato tomorrow tower "
-    "traffic train travel treasure tulip tunnel turtle twelve twenty umbrella uncle uniform unique valley vanilla velvet "
-    "village violin visit voice volcano voyage waffle wagon water weather wednesday weekend welcome west whisper wild "
-    "window winter wisdom wizard wonder wooden yellow yogurt young zebra zero café crème fête garçon jalapeño mañana münchen "
-    "straße schön grün über señor piñata façade naïve"
-).split()
-FIRST_NAMES = (
-    "Adam Agnes Alice Amir Anna Astrid Bella Boris Bruno Carla Chloe Clara Daniel David Diego Elena Elif Emil Emma Eric "
-    "Fatima Felix Finn Frida George Grace Greta Hana Hannah Hugo Ines Ivan Jack Jana Jonas Julia Karim Kate Lars Laura "
-    "Leo Lina Lucas Maja Marco Maria Mateo Max Mia Mila Nadia Nina Noah Olga Oliver Omar Oscar Paula Pedro Petra Quentin "
-    "Rosa Ruth Sami Sara Simon Sofia Tara Theo Tom Uma Vera Victor Wendy Yuki Zara Zoe José Chloé René Jürgen Zoë"
-).split()
-LAST_NAMES = (
-    "Adler Ahmed Bauer Becker Bell Berg Brown Castro Chen Clarke Costa Diaz Dubois Evans Fischer Ford Garcia Grant Gruber "
-    "Hall Hansen Hoffman Hughes Ivanov Jansen Jones Kaya Keller King Klein Kovacs Larsen Lee Lopez Martin Meyer Moreau "
-    "Morris Nagy Nielsen Novak Olsen Park Patel Perez Petit Quinn Reed Rossi Ruiz Sato Silva Singh Smith Stone Tanaka "
-    "Taylor Turner Vogel Wagner Walker Weber White Wolf Wong Wright Yang Young Zimmer Müller Núñez Weiß Öztürk"
-).split()
+WORDS = """
+    about above across action after again agree album alone amber angle animal answer apple april arrive august
+    autumn awake badge bakery balance banana basket beach before begin berry better bicycle birthday biscuit blanket
+    bloom board boat book border bottle branch bread breeze bridge bright brother bucket butter button cabin camera
+    candle canyon captain carbon carpet castle center chair change cheese cherry chicken circle city clever climb
+    clock cloud coast coffee comet cookie copper corner cotton country crayon cream crystal current dance danger
+    deliver desert dinner distant doctor dolphin donkey door dragon dream driver eagle early earth east echo eight
+    elbow empty engine enjoy evening every exact exit express fabric family farmer father feather ferry festival
+    field figure finger finish flame flight flower follow forest fossil fragile freedom fresh friday friend frozen
+    fruit future galaxy garden gentle ghost ginger glass globe golden grape gravel great green guitar hammer handle
+    happy harbor harvest helmet hidden hill holiday honey horizon horse hotel hour house hundred hungry iceberg idea
+    island ivory jacket january jewel journey juice july jungle kettle keyboard kitchen kitten ladder lake language
+    lantern large laugh leather lemon letter library light lion little lobster local london lucky lunch machine
+    magnet mango maple marble market matrix meadow melody memory message metal midnight milk minute mirror monday
+    money month morning mother mountain museum music nature needle never night north notice number ocean office
+    olive onion open orange orchard order oxygen oyster paper parade parcel parking peace pencil pepper perfect
+    piano picnic pilot planet platform plenty pocket poem police polite potato powder present price private promise
+    public pumpkin puzzle quality quarter queen question quick quiet rabbit radio railway rainbow ranger ready
+    record remote report return ribbon river rocket roof sailor salad sale sample sandwich saturday school season
+    second secret service seven shadow sharp shelter shore silence silver simple sister sketch smooth snow soccer
+    special spice spring square station stone storm story street student sugar summer sunday sunset supper surprise
+    sweet switch table tailor taxi teacher temple thank theater thunder thursday ticket tiger timber today tomato
+    tomorrow tower traffic train travel treasure tulip tunnel turtle twelve twenty umbrella uncle uniform unique
+    valley vanilla velvet village violin visit voice volcano voyage waffle wagon water weather wednesday weekend
+    welcome west whisper wild window winter wisdom wizard wonder wooden yellow yogurt young zebra zero café crème
+    fête garçon jalapeño mañana münchen straße schön grün über señor piñata façade naïve
+""".split()
+FIRST_NAMES = """
+    Adam Agnes Alice Amir Anna Astrid Bella Boris Bruno Carla Chloe Clara Daniel David Diego Elena Elif Emil Emma
+    Eric Fatima Felix Finn Frida George Grace Greta Hana Hannah Hugo Ines Ivan Jack Jana Jonas Julia Karim Kate Lars
+    Laura Leo Lina Lucas Maja Marco Maria Mateo Max Mia Mila Nadia Nina Noah Olga Oliver Omar Oscar Paula Pedro
+    Petra Quentin Rosa Ruth Sami Sara Simon Sofia Tara Theo Tom Uma Vera Victor Wendy Yuki Zara Zoe José Chloé René
+    Jürgen Zoë
+""".split()
+LAST_NAMES = """
+    Adler Ahmed Bauer Becker Bell Berg Brown Castro Chen Clarke Costa Diaz Dubois Evans Fischer Ford Garcia Grant
+    Gruber Hall Hansen Hoffman Hughes Ivanov Jansen Jones Kaya Keller King Klein Kovacs Larsen Lee Lopez Martin
+    Meyer Moreau Morris Nagy Nielsen Novak Olsen Park Patel Perez Petit Quinn Reed Rossi Ruiz Sato Silva Singh Smith
+    Stone Tanaka Taylor Turner Vogel Wagner Walker Weber White Wolf Wong Wright Yang Young Zimmer Müller Núñez Weiß
+    Öztürk
+""".split()
 MONTHS = "January February March April May June July August September October November December".split()
-GOODS = (
-    "Apples Bagel Bananas Bread Butter Cake Candles Carrots Cheese Cocoa Coffee Cookies Eggs Espresso Flour Grapes Honey "
-    "Jam Juice Lemons Milk Muffin Mushrooms Noodles Oil Olives Onions Pasta Pears Pepper Pizza Plums Rice Salad Salt Soap "
-    "Soup Stamps Sugar Tea Toast Tomatoes Tuna Vinegar Water Wine Yogurt"
-).split()
+GOODS = """
+    Apples Bagel Bananas Bread Butter Cake Candles Carrots Cheese Cocoa Coffee Cookies Eggs Espresso Flour Grapes
+    Honey Jam Juice Lemons Milk Muffin Mushrooms Noodles Oil Olives Onions Pasta Pears Pepper Pizza Plums Rice Salad
+    Salt Soap Soup Stamps Sugar Tea Toast Tomatoes Tuna Vinegar Water Wine Yogurt
+""".split()
 SHOPS = "Bakery Bistro Books Café Corner Deli Garden Grocery Hardware Kiosk Market Pharmacy Shop Store Toys".split()
 
-_ONSETS = "b c d f g h j k l m n p r s t v w y z bl br ch cl cr dr fl fr gl gr kl kr pl pr qu sh sk sl sn sp st str th tr".split()
+_ONSETS = """
+    b c d f g h j k l m n p r s t v w y z bl br ch cl cr dr fl fr gl gr kl kr pl pr qu sh sk sl sn sp st str th tr
+""".split()
 _VOWELS = "a e i o u a e i o u ai ea ee ia oa oo ou y".split()
 _CODAS = ["", "", "", *"b ck d f g k l m n p r s t x z ld ll nd ng nk nt rd rk rm rn rt sh ss st th".split()]
 _CAPITALS = "ABCDEFGHJKLMNPQRSTUVWXYZ"

@@ -13,6 +13,7 @@ from collections.abc import Iterator
 
 import pytest
 
+import glm4v_ops.model  # noqa: F401 - before any test imports torch: how its threads wait
 from demo.parts import ObjectStore, Postgres
 from demo.stack import ROOT, Stack
 

@@ -32,7 +32,9 @@ LOG_EVERY = 10.0
 STORE_KEY = "progress"
 _LABEL = "shard_label"
 #: For `map_index_template`: the shard's number until there is progress, the last label afterwards.
-LABEL_TEMPLATE = f"{{{{ {_LABEL} | default('shard %d/%d' % (task.shard.shard + 1, task.shard.shards)) }}}}"
+LABEL_TEMPLATE = (
+    f"{{{{ {_LABEL} if {_LABEL} is defined else 'shard %d/%d' % (task.shard.shard + 1, task.shard.shards) }}}}"
+)
 
 
 class LiveProgress:

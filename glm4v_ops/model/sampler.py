@@ -40,8 +40,9 @@ class Sampler:
 
     def draft(self, row: int, image: Image.Image, tokens_in: int) -> Draft:
         """An empty answer about `image`."""
-        seed = self._seed << 32 | zlib.crc32(image.tobytes())
-        return Draft(row, tokens_in, torch.Generator(self._device).manual_seed(seed % 2**63))
+        # 32 bits, both mixed into all of them: the CPU's generator ignores the upper half of a seed.
+        seed = zlib.crc32(str(self._seed).encode(), zlib.crc32(image.tobytes()))
+        return Draft(row, tokens_in, torch.Generator(self._device).manual_seed(seed))
 
     def choose(self, logits: torch.Tensor, drafts: Sequence[Draft]) -> list[int]:
         """One token a draft. `logits` (drafts, vocabulary) is changed."""

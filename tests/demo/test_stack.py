@@ -132,7 +132,8 @@ def test_sigterm_stops_everything_and_the_next_start_is_killed_without_a_trace(
     assert process.wait(40) == 0
     for part in PARTS:
         assert kept_processes(state / part) == []
-    still = {each.laddr.port for each in psutil.net_connections(kind="inet") if each.status == psutil.CONN_LISTEN}
+    open_now = psutil.net_connections(kind="inet")
+    still = {each.laddr.port for each in open_now if each.laddr and each.status == psutil.CONN_LISTEN}
     assert not ports & still
 
     again = subprocess.Popen(

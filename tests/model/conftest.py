@@ -21,6 +21,12 @@ from tests.model import checkpoint as small
 Tensors = dict[str, torch.Tensor]
 
 
+@pytest.fixture(scope="session", autouse=True)
+def one_thread() -> None:
+    """torch's threads wait for each other in a busy loop: on cores shared with other work, one thread is faster."""
+    torch.set_num_threads(1)
+
+
 @pytest.fixture(scope="session")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The checkpoint's folder. Not to be changed: see `altered`."""
@@ -61,11 +67,11 @@ def loaded(folder: Path) -> Loaded:
     """The checkpoint on the CPU, loaded once for each (quantization, dtype). Hooks are the test's own to remove."""
 
     @cache
-    def load_once(quantization: str = "none", dtype: str = "float32") -> Checkpoint:
+    def load_once(quantization: str, dtype: str) -> Checkpoint:
         recipe = small.recipe(folder, quantization=quantization, dtype=dtype)
         return load(recipe, base=None, device="cpu", progress=lambda _: None)
 
-    return load_once
+    return lambda quantization="none", dtype="float32": load_once(quantization, dtype)
 
 
 MakeEngine = Callable[..., Engine]
