@@ -128,7 +128,7 @@ def follow(
     deadline = time.monotonic() + seconds * len(runs)
     while True:
         stack.check()
-        views = [_view(stack.api, dag_id, day, run_id) for day, run_id in runs]
+        views = [view_of(stack.api, dag_id, day, run_id) for day, run_id in runs]
         show(views)
         if all(view.done for view in views):
             break
@@ -141,7 +141,8 @@ def follow(
     return views
 
 
-def _view(api: AirflowApi, dag_id: str, day: date, run_id: str) -> RunView:
+def view_of(api: AirflowApi, dag_id: str, day: date, run_id: str) -> RunView:
+    """One run as Airflow tells it now."""
     run = api.get(f"dags/{dag_id}/dagRuns/{run_id}")
     tasks: dict[str, Counter[str]] = {}
     labels: list[tuple[int, str]] = []

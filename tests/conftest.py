@@ -40,5 +40,7 @@ def stack(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Stack]:
     dags = tmp_path_factory.mktemp("dags")
     for source in [*(ROOT / "dags").glob("*.py"), *(ROOT / "tests/demo/dags").glob("*.py")]:
         shutil.copy(source, dags)
-    with Stack.start(tmp_path_factory.mktemp("stack"), dags=dags) as running:
+    # Airflow's own pause before a killed task's next try is five minutes.
+    settings = {"AIRFLOW__CORE__DEFAULT_TASK_RETRY_DELAY": "1"}
+    with Stack.start(tmp_path_factory.mktemp("stack"), dags=dags, settings=settings) as running:
         yield running

@@ -99,6 +99,7 @@ def _read(folder: Path, recipe: Recipe, target: torch.device) -> tuple[Checkpoin
         quantization_config=quantization_config(recipe.model.quantization, dtype),
         attn_implementation="sdpa",
         use_safetensors=True,
+        ignore_mismatched_sizes=True,  # told in the report, by name; raised, it names nothing
         trust_remote_code=False,
         output_loading_info=True,
     )
@@ -159,6 +160,11 @@ def check_files(folder: Path, recipe: Recipe) -> None:
         raise ModelRefused(
             f"{recipe.model_name} has a flat config.json of mid-2025, which loads and then fails at the first image",
             remedy="take the checkpoint's current revision, whose config has text_config and vision_config",
+        )
+    if "quantization_config" in config and recipe.model.quantization is Quantization.NONE:
+        raise ModelRefused(
+            f"{recipe.model_name} is stored quantised, and the recipe says none",
+            remedy="use an unquantised checkpoint, or correct model.quantization",
         )
     for path in sorted(folder.glob("*.json")):
         if path.name.endswith("config.json") and "auto_map" in _read_json(path):

@@ -56,10 +56,10 @@ class Runner:
         rows = [[*prefix, *[self._image_id] * len(feature)] for feature in features]
         length = max(len(row) for row in rows)
         padding = [length - len(row) for row in rows]
-        # Padding is what the mask says, never what has a certain id: a family may pad with a token that it also uses.
+        # Padding may have any id: the mask says what is padding, never an id, since a family may pad with a stop token.
         ids = torch.tensor([[0] * pad + row for pad, row in zip(padding, rows, strict=True)], device=self.device)
         mask = torch.tensor([[0] * pad + [1] * (length - pad) for pad in padding], device=self.device)
-        is_image = (ids == self._image_id) & mask.bool()
+        is_image = ids == self._image_id
         positions, _ = self._model.get_rope_index(ids, is_image.int(), image_grid_thw=grid, attention_mask=mask)
         embeddings = self._model.get_input_embeddings()(ids)
         embeddings = embeddings.masked_scatter(is_image.unsqueeze(-1), torch.cat(features).to(embeddings.dtype))

@@ -39,7 +39,7 @@ class Altered:
     def __init__(self, folder: Path) -> None:
         self.folder = folder
 
-    def tensors(self, change: Callable[[Tensors], None]) -> Path:
+    def tensors(self, change: Callable[[Tensors], object]) -> Path:
         path = self.folder / "model.safetensors"
         tensors = load_file(path)
         change(tensors)
