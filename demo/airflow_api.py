@@ -94,7 +94,7 @@ class AirflowApi:
 def _line(entry: Any) -> str:
     if not isinstance(entry, dict):
         return str(entry)
-    words = [str(entry[name]) for name in ("timestamp", "level", "event") if entry.get(name)]
+    words = [str(entry[name]) for name in ("timestamp", "level", "event", "reason") if entry.get(name)]
     error = entry.get("error_detail") or []
     return " ".join([*words, *(f"{each.get('exc_type')}: {each.get('exc_value')}" for each in error)])
 

@@ -300,7 +300,9 @@ class Lesson:
     device: torch.device
 
     def losses(self, pixels: torch.Tensor, *answers: torch.Tensor) -> tuple[torch.Tensor, ...]:
-        with torch.autocast(self.device.type, torch.bfloat16):
+        with torch.autocast(
+            self.device.type, torch.bfloat16, enabled=self.device.type == "cuda"
+        ):  # a CPU is slow at it
             features, patches = encode(self.trainer.model, pixels)
             rows = pixels.shape[1] // (PATCH * MERGE)
             caption, text = answer_losses(self.trainer.model, features, self.questions, answers[:2], rows)

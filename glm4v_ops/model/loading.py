@@ -90,7 +90,9 @@ def _read(folder: Path, recipe: Recipe, target: torch.device) -> tuple[Checkpoin
     """The checkpoint, and transformers' report of missing and mismatched tensors. Raises whatever transformers does."""
     from transformers import AutoModelForImageTextToText, AutoTokenizer
     from transformers.models.glm4v.image_processing_pil_glm4v import Glm4vImageProcessorPil
+    from transformers.utils.logging import disable_progress_bar
 
+    disable_progress_bar()  # written to stderr, it stands in a task's log as an error
     dtype: torch.dtype = getattr(torch, recipe.model.dtype)
     model, report = AutoModelForImageTextToText.from_pretrained(
         folder,
@@ -134,7 +136,7 @@ def _stop_ids(model: Any, recipe: Recipe) -> frozenset[int]:
 
 
 def _keep_inputs_contiguous(model: Any) -> None:
-    """bitsandbytes 0.50 gives silently wrong results on the CPU for a non-contiguous input of one row."""
+    """bitsandbytes 0.50 is silently wrong for a non-contiguous input of one row, on CPUs with AVX512-BF16."""
     from bitsandbytes.nn import Linear4bit
 
     for module in model.modules():

@@ -33,7 +33,6 @@ from glm4v_ops.quality.outcome import Outcome
 from glm4v_ops.recipe import load_recipe, parse_recipe
 from glm4v_ops.result import COLUMNS, Result
 from glm4v_ops.settings import S3Uri
-from glm4v_ops.sink import queries
 from glm4v_ops.source import store as stores
 from tests.airflow import night
 from tests.airflow.night import DAG, Night
@@ -46,7 +45,8 @@ POSTCARDS, SHARD, PART = 29, 20, 4
 #: What differs by nature between two runs over the same pictures.
 OF_THE_RUN = {"dag_run_id", "try_number", "annotated_at", "latency_ms", "attempts", "cached"}
 
-PROMPTS = {"caption": "请用中文描述这张图片。", "text": "读出图中的全部文字。"}
+#: English enough for the demo model to pass its own check at loading.
+PROMPTS = {"caption": "Describe the image. 请描述这张图片。", "text": "读出图中的全部文字。"}
 CAPTION, TEXT = "一张茶馆菜单的照片，右上角有一枚红色印章。", "龙井茶 ￥38\n菊花茶 ￥28「热」"
 
 
@@ -88,7 +88,7 @@ def chinese_recipe(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def truth(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return tmp_path_factory.mktemp("truth") / "day.jsonl"
+    return tmp_path_factory.mktemp("truth")
 
 
 @pytest.fixture(scope="module")
@@ -99,7 +99,7 @@ def client(stack: Stack) -> Any:
 @pytest.fixture(scope="module")
 def started(stack: Stack, client: Any, recipe_file: Path, chinese_recipe: Path, truth: Path) -> Started:
     """A full day, an empty one (yesterday, scheduled) and a Chinese one on their way."""
-    drop.fill(client, DAY, images=POSTCARDS, hostile=hostile_files(), truth=truth)
+    drop.fill(client, DAY, images=POSTCARDS, hostile=hostile_files(), truth=truth / f"{DAY}.jsonl")
     yesterday = nights.days_before()[0]
     close_drop(client, yesterday)
     fill_chinese(stack, client, chinese_recipe)
@@ -121,21 +121,30 @@ def clean(stack: Stack, started: Started) -> Night:
 
 
 @pytest.fixture(scope="module")
-def again(stack: Stack, clean: Night, recipe_file: Path) -> Night:
-    return night.finished(stack, DAY, night.trigger(stack, DAY, recipe_file))
+def second(stack: Stack, client: Any, clean: Night, recipe_file: Path) -> dict[date, str]:
+    """On their way: the full day again, and two older days, by `airflow backfill create`.
 
-
-@pytest.fixture(scope="module")
-def backfilled(stack: Stack, client: Any, clean: Night) -> list[Night]:
-    """Two days, run by `airflow backfill create`, of two copies each of pictures that `clean` was asked about."""
+    Each of those holds two copies of pictures that `clean` was asked about.
+    """
     originals = [key for key, row in clean.rows.items() if row.shard == 1 and row.outcome is Outcome.OK][:2]
     for day in (OLDEST, MIDDLE):
         for number, key in enumerate(originals):
             copy = f"{drop.prefix(day)}副本 {number}.png"
             client.copy_object(Bucket=drop.BUCKET, Key=copy, CopySource={"Bucket": drop.BUCKET, "Key": key})
         close_drop(client, day)
-    runs = nights.start_backfill(stack, OLDEST, MIDDLE)
-    return [night.finished(stack, day, run) for day, run in zip((OLDEST, MIDDLE), runs, strict=True)]
+    again = night.trigger(stack, DAY, recipe_file)
+    oldest, middle = nights.start_backfill(stack, OLDEST, MIDDLE)
+    return {DAY: again, OLDEST: oldest, MIDDLE: middle}
+
+
+@pytest.fixture(scope="module")
+def again(stack: Stack, second: dict[date, str]) -> Night:
+    return night.finished(stack, DAY, second[DAY])
+
+
+@pytest.fixture(scope="module")
+def backfilled(stack: Stack, second: dict[date, str]) -> list[Night]:
+    return [night.finished(stack, day, second[day]) for day in (OLDEST, MIDDLE)]
 
 
 @pytest.fixture(scope="module")
@@ -170,6 +179,7 @@ def killed(stack: Stack, client: Any, clean: Night, again: Night, recipe_file: P
 
     process = night.until(stack, pid, "the annotate task to run")
     night.until(stack, lambda: len(parts.existing(client, folder, 0)) >= 2, "two parts")
+    night.until(stack, lambda: night.progress_of(stack, run_id, 0), "progress to be shown")
     os.kill(process, signal.SIGKILL)
     left = written(client, folder)
     progress = night.progress_of(stack, run_id, 0)
@@ -301,15 +311,13 @@ def test_label_state_store_and_log_say_how_each_shard_went(clean: Night) -> None
         assert re.fullmatch(rf"shard {index + 1}/2 · 20/20 · {rate}", label)
         progress = night.progress_of(clean.stack, clean.view.run_id, index)
         assert (progress["label"], progress["done"], progress["total"]) == (label, 20, 20)
-        log = clean.log("annotate", index)
-        assert f"info {label}\n" in log
-        assert log.index(f"info shard {index + 1}/2 · 0/20") < log.index("info wrote s3://")
+        assert f"info {label}\n" in clean.log("annotate", index)
 
 
-def test_progress_is_shown_while_the_task_works(killed: Killed) -> None:
-    assert re.match(r"shard 1/2 · \d+/20 · ", killed.label)
+def test_label_state_store_and_log_show_progress_while_the_task_works(killed: Killed) -> None:
     assert killed.progress["done"] < killed.progress["total"] == 20
-    assert killed.progress["label"].startswith("shard 1/2 · ")
+    assert re.match(r"shard 1/2 · \d+/20 · ", killed.label)
+    assert re.search(r"info shard 1/2 · \d+/20 · ", killed.night.log("annotate", 0))
 
 
 def test_the_same_day_again_changes_no_row_and_asks_the_model_nothing(clean: Night, again: Night) -> None:
@@ -391,6 +399,7 @@ def test_a_failed_gate_fails_the_run_at_once_and_names_rule_and_images(refused: 
     assert "FAIL failure rate: 60.00% (3 of 5) (limit 10.00%)" in log
     assert "unsupported: " + ", ".join(f"{drop.prefix(OLDEST)}坏 {number}.jpg" for number in range(3)) in log
     assert f"GateFailed: {OLDEST} is not published, failure rate: 60.00% (3 of 5), limit 10.00%" in log
+    assert "Retry policy decision a person must change something first" in log
     assert refused.xcom("gate", "report")["passed"] is False
 
 
