@@ -15,6 +15,7 @@ from typing import Any
 
 from demo.postcards import draw
 from demo.scoring import score
+from glm4v_ops.errors import Glm4vError
 from glm4v_ops.model.engine import Answer, Engine
 from glm4v_ops.recipe import Quantization, Recipe, load_recipe
 from glm4v_ops.source.image import decode
@@ -84,14 +85,18 @@ def parse(arguments: list[str] | None = None) -> argparse.Namespace:
 
 def main(arguments: list[str] | None = None) -> int:
     options = parse(arguments)
-    found = evaluate(
-        options.model,
-        count=options.count,
-        seed=options.seed,
-        quantization=options.quantization,
-        dtype=options.dtype,
-        device=options.device,
-    )
+    try:
+        found = evaluate(
+            options.model,
+            count=options.count,
+            seed=options.seed,
+            quantization=options.quantization,
+            dtype=options.dtype,
+            device=options.device,
+        )
+    except Glm4vError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 1
     print(json.dumps(found, ensure_ascii=False, indent=2))
     return 0
 

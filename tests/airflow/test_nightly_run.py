@@ -180,6 +180,7 @@ def killed(stack: Stack, client: Any, clean: Night, again: Night, recipe_file: P
     process = night.until(stack, pid, "the annotate task to run")
     night.until(stack, lambda: len(parts.existing(client, folder, 0)) >= 2, "two parts")
     night.until(stack, lambda: night.progress_of(stack, run_id, 0), "progress to be shown")
+    assert pid() == process, "the task ended before it could be killed"
     os.kill(process, signal.SIGKILL)
     left = written(client, folder)
     progress = night.progress_of(stack, run_id, 0)

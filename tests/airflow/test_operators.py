@@ -49,7 +49,7 @@ def tables(postgres: Postgres, monkeypatch: pytest.MonkeyPatch) -> str:
     connection = {
         "conn_type": "postgres",
         "host": options["host"],
-        "port": int(options["port"]),
+        "port": int(str(options["port"])),
         "login": options["user"],
         "password": options["password"],
         "schema": options["dbname"],
@@ -60,7 +60,7 @@ def tables(postgres: Postgres, monkeypatch: pytest.MonkeyPatch) -> str:
 
 @pytest.fixture
 def shard(store_connection: ObjectStore, monkeypatch: pytest.MonkeyPatch) -> Shard:
-    """Five pictures in a manifest, annotated by an engine that looks at pixels: parts as a finished shard leaves them."""
+    """Five pictures annotated by an engine that looks at pixels: manifest and parts as a finished shard leaves them."""
     made = make_shard(store_connection, plain(5), recipe())
     made.run(PixelEngine(made.recipe))
     monkeypatch.setenv("GLM4V_WORK", str(made.work))

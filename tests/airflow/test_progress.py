@@ -68,9 +68,13 @@ def test_progress_is_shown_while_the_work_goes_on(context: dict[str, Any], monke
 
 
 def test_work_that_fails_still_leaves_its_last_progress(context: dict[str, Any]) -> None:
-    with pytest.raises(ZeroDivisionError), LiveProgress(context) as live:
-        live.update(at(640))
-        raise ZeroDivisionError
+    def work() -> None:
+        with LiveProgress(context) as live:
+            live.update(at(640))
+            raise ZeroDivisionError
+
+    with pytest.raises(ZeroDivisionError):
+        work()
     assert context["task_state_store"]["progress"]["done"] == 640
 
 

@@ -32,6 +32,14 @@ def test_the_demo_model_keeps_its_promises_in_4_bit_on_pictures_it_has_never_see
     assert f"{COUNT} of {COUNT} pictures" in told.err
 
 
+def test_a_checkpoint_that_is_not_there_ends_in_one_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["--count", "1", "--device", "cpu", "--model", str(tmp_path / "没有")]) == 1
+    told = capsys.readouterr()
+    assert told.out == ""
+    assert told.err.startswith("error: ")
+    assert "没有" in told.err
+
+
 @pytest.mark.parametrize("wrong", [["--count", "0"], ["--quantization", "int2"], ["--dtype", "float8"]])
 def test_what_makes_no_sense_is_refused(wrong: list[str], capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit) as left:

@@ -28,14 +28,23 @@ SEEN = 336
 #: What the demo model was trained on: a generator that draws anything else needs a model trained anew.
 TRAINED_ON_TRUTH = "575fefd8b4c9509c3cc603163d5e09b77855b9448ee5835c45a4a01e6db94797"
 TRAINED_ON_PIXELS = "c2249728c30c32a190fa38d7960b1fdb43f9625017c85b717cb696032b827346"
-#: One picture of each texture, as 6 x 4 mean colours.
+#: One picture of each texture: how far its pixels spread, and its 6 x 4 mean colours.
 TRAINED_ON_TEXTURES = {
-    2: "9b9aa09c9ba19d9ca29887a39b9aa19c9ba19b9aa09c9ba19d9ca29c9ba19b9aa09c9ba1"
-    "9c9ba19c9ba19c9ba19c9ba19b9aa09c9ba19b9aa09c9ba195949a9a999f9b9aa09c9ba1",
-    6: "a7a9a5a7a9a5a7a9a5a7a9a5a7a9a5a7a9a5a7a9a5a7a9a5a7a9a5a7a9a5a7a9a5a7a9a5"
-    "a7a9a5a6a7a4888a87939592a7a9a5a7a9a5a7a9a5a0a29f919390959693918072a3a29c",
-    30: "b1b090b0af90a2a7a7a1a6a8a1a6a8a1a6a8a1a6a8a2a7a7a1a6a8a1a6a8a1a6a8a1a6a8"
-    "a1a6a8a1a6a8a1a6a8a1a6a8a1a6a8a1a6a8a1a6a893939292929091908e92918fa1a6a8",
+    2: (
+        13.23,
+        "9b9aa09c9ba19d9ca29887a39b9aa19c9ba19b9aa09c9ba19d9ca29c9ba19b9aa09c9ba1"
+        "9c9ba19c9ba19c9ba19c9ba19b9aa09c9ba19b9aa09c9ba195949a9a999f9b9aa09c9ba1",
+    ),
+    6: (
+        27.61,
+        "a7a9a5a7a9a5a7a9a5a7a9a5a7a9a5a7a9a5a7a9a5a7a9a5a7a9a5a7a9a5a7a9a5a7a9a5"
+        "a7a9a5a6a7a4888a87939592a7a9a5a7a9a5a7a9a5a0a29f919390959693918072a3a29c",
+    ),
+    30: (
+        24.30,
+        "b1b090b0af90a2a7a7a1a6a8a1a6a8a1a6a8a1a6a8a2a7a7a1a6a8a1a6a8a1a6a8a1a6a8"
+        "a1a6a8a1a6a8a1a6a8a1a6a8a1a6a8a1a6a8a1a6a893939292929091908e92918fa1a6a8",
+    ),
 }
 
 
@@ -80,8 +89,10 @@ def test_the_pictures_are_those_that_the_demo_model_was_trained_on() -> None:
         if compose(0, index).backdrop.kind in ("plain", "gradient", "noisy"):
             exact.update(render(0, index, SEEN)[0].tobytes())
     assert exact.hexdigest() == TRAINED_ON_PIXELS
-    for index, cells in TRAINED_ON_TEXTURES.items():
-        seen = render(0, index, SEEN)[0].resize((6, 4), Image.Resampling.BOX)
+    for index, (spread, cells) in TRAINED_ON_TEXTURES.items():
+        picture = render(0, index, SEEN)[0]
+        assert np.asarray(picture).astype(float).std() == pytest.approx(spread, abs=0.03)
+        seen = picture.resize((6, 4), Image.Resampling.BOX)
         assert abs(np.asarray(seen).astype(int).ravel() - [*bytes.fromhex(cells)]).max() <= 1
 
 
