@@ -8,7 +8,7 @@ which one is running; when this process ends, in any way, everything it started 
 reported with the end of its log.
 
 Airflow runs as its four components, not as `airflow standalone`, whose children outlive a SIGTERM. It has the pool
-`gpu` (one slot), the connections `glm4v_store` and `glm4v_tables`, and its metadata in the same PostgreSQL as the
+`gpu` (a slot a core, at most four: here the model runs on the CPU), the connections `glm4v_store` and `glm4v_tables`, and its metadata in the same PostgreSQL as the
 tables, in a database of its own. It is a laptop's Airflow: one admin, no TLS, the store's internal ports open to
 every user of this machine.
 """
@@ -42,6 +42,10 @@ ROOT = Path(__file__).resolve().parent.parent
 USER = "admin"
 SOURCE = "s3://drop/images/{day}/"
 WORK = "s3://work/glm4v"
+#: Shards annotated at a time. Two processes of one thread do twice what one process of two threads does: the small model
+#: gains nothing from a second thread.
+SLOTS = max(1, min(4, os.cpu_count() or 1))
+_THREADS = str(max(1, (os.cpu_count() or 1) // SLOTS))
 #: Stopped in this order, all but the api-server at once: tasks report their end to it.
 _COMPONENTS = ("scheduler", "dag-processor", "triggerer")
 #: Seconds for the slowest machine we know of; a laptop needs about 20.
@@ -133,7 +137,7 @@ class Stack:
             "AIRFLOW__CORE__EXECUTOR": "LocalExecutor",
             "AIRFLOW__CORE__FERNET_KEY": kept["fernet_key"],
             "AIRFLOW__CORE__LOAD_EXAMPLES": "False",
-            "AIRFLOW__CORE__PARALLELISM": "4",
+            "AIRFLOW__CORE__PARALLELISM": str(SLOTS + 3),
             "AIRFLOW__CORE__PLUGINS_FOLDER": str(plugins),
             "AIRFLOW__CORE__SIMPLE_AUTH_MANAGER_PASSWORDS_FILE": str(self.airflow_home / "passwords.json"),
             "AIRFLOW__CORE__SIMPLE_AUTH_MANAGER_USERS": f"{USER}:admin",
@@ -208,7 +212,8 @@ class Stack:
 
     def _introduce(self) -> None:
         """Tell Airflow of the pool and the connections, and write the file that tells a shell of everything."""
-        self.api.keep("pools", {"name": "gpu", "slots": 1, "description": "one slot a GPU", "include_deferred": False})
+        says = "one slot a GPU; in the demo, where the model runs on the CPU, one a core"
+        self.api.keep("pools", {"name": "gpu", "slots": SLOTS, "description": says, "include_deferred": False})
         self.api.keep("connections", *self.connections())
         write_private(self.state / "env", _exports(self.environ()))
 
@@ -253,8 +258,8 @@ class Stack:
         Tasks find store and tables by Airflow's connections, as they do in production.
         """
         outside = {n: v for n, v in os.environ.items() if not n.startswith(("AIRFLOW", "GLM4V_", "AWS_", "PYTHON"))}
-        # Idle OpenMP threads spin unless told to wait: on a machine with other work the model is then ten times slower.
-        own = {"OMP_WAIT_POLICY": "PASSIVE", "PYTHONUNBUFFERED": "1"}
+        # Airflow sets process titles, by default over the environment by which `kept_processes` knows its own.
+        own = {"OMP_NUM_THREADS": _THREADS, "SPT_NOENV": "1", "PYTHONUNBUFFERED": "1"}
         return {**own, **outside, **_no_proxy(), **self._settings, **self._airflow_environ}
 
     def airflow(self, *arguments: str) -> subprocess.CompletedProcess[str]:

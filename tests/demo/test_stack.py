@@ -13,7 +13,7 @@ import psutil
 import pytest
 
 from demo.process import PartFailed, kept_processes
-from demo.stack import ROOT, AlreadyRunning, Stack, main
+from demo.stack import ROOT, SLOTS, AlreadyRunning, Stack, main
 from tests.demo.test_parts import gone_within, listening
 
 PARTS = ("store", "postgres", "airflow")
@@ -39,8 +39,8 @@ def test_airflow_runs_as_its_four_components(stack: Stack) -> None:
     )
 
 
-def test_the_pool_gpu_has_one_slot(stack: Stack) -> None:
-    assert stack.api.get("pools/gpu")["slots"] == 1
+def test_the_pool_gpu_has_a_slot_a_core(stack: Stack) -> None:
+    assert stack.api.get("pools/gpu")["slots"] == SLOTS
 
 
 def test_the_connections_are_there_and_do_not_show_their_passwords(stack: Stack) -> None:
@@ -77,14 +77,14 @@ import glm4v_ops
 def test_a_second_start_on_the_same_folder_says_which_one_is_running(stack: Stack) -> None:
     with pytest.raises(AlreadyRunning, match=f"process {os.getpid()}, since .* STATE="):
         Stack.start(stack.state)
-    assert stack.api.get("pools/gpu")["slots"] == 1
+    assert stack.api.get("pools/gpu")["slots"] == SLOTS
 
 
 def test_a_component_that_dies_is_reported_with_its_log_and_takes_the_rest_along(no_dags: Path, tmp_path: Path) -> None:
     state = tmp_path / "state"
-    with pytest.raises(PartFailed, match=r"(?s)ended by itself.*LEVEL_OF_NOTHING.*the whole log is"):
-        # A setting Airflow cannot start with.
-        Stack.start(state, dags=no_dags, settings={"AIRFLOW__LOGGING__LOGGING_LEVEL": "LEVEL_OF_NOTHING"})
+    with pytest.raises(PartFailed, match=r"(?s)ended by itself.*no_such_module.*the whole log is"):
+        # A setting the api-server cannot start with.
+        Stack.start(state, dags=no_dags, settings={"AIRFLOW__CORE__AUTH_MANAGER": "no_such_module.AuthManager"})
     for part in PARTS:
         assert kept_processes(state / part) == []
 
