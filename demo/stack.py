@@ -8,9 +8,9 @@ which one is running; when this process ends, in any way, everything it started 
 reported with the end of its log.
 
 Airflow runs as its four components, not as `airflow standalone`, whose children outlive a SIGTERM. It has the pool
-`gpu` (a slot a core, at most four: here the model runs on the CPU), the connections `glm4v_store` and `glm4v_tables`, and its metadata in the same PostgreSQL as the
-tables, in a database of its own. It is a laptop's Airflow: one admin, no TLS, the store's internal ports open to
-every user of this machine.
+`gpu` (a slot a core, at most four: here the model runs on the CPU), the connections `glm4v_store` and `glm4v_tables`,
+and its metadata in the same PostgreSQL as the tables, in a database of its own. It is a laptop's Airflow: one admin, no
+TLS, the store's internal ports open to every user of this machine.
 """
 
 from __future__ import annotations
@@ -42,8 +42,8 @@ ROOT = Path(__file__).resolve().parent.parent
 USER = "admin"
 SOURCE = "s3://drop/images/{day}/"
 WORK = "s3://work/glm4v"
-#: Shards annotated at a time. Two processes of one thread do twice what one process of two threads does: the small model
-#: gains nothing from a second thread.
+#: Shards annotated at a time. Two processes of one thread do nearly twice what one of two threads does: the model is
+#: too small to gain from a second thread.
 SLOTS = max(1, min(4, os.cpu_count() or 1))
 _THREADS = str(max(1, (os.cpu_count() or 1) // SLOTS))
 #: Stopped in this order, all but the api-server at once: tasks report their end to it.

@@ -161,7 +161,11 @@ runs_table = sa.Table(
         "content_digest", sa.Text, nullable=False, comment="SHA-256 over the day's rows in key order, all columns"
     ),
     sa.Column("changed", sa.Boolean, nullable=False, comment="false: the day already held exactly these rows"),
-    sa.Column("images_per_s", sa.REAL, comment="images a second over the whole run; null when nothing was annotated"),
+    sa.Column(
+        "images_per_s",
+        sa.REAL,
+        comment="images a second of an accelerator, loading the model included; null when nothing was annotated",
+    ),
     sa.Column("model_seconds", sa.REAL, comment="seconds the model ran; null when not known"),
     sa.Column("gpu_seconds", sa.REAL, comment="seconds accelerators were held; null when not known"),
     sa.Column("gate", JSONB, comment="the gate's report; null when published without a gate"),
