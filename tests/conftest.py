@@ -13,13 +13,23 @@ from collections.abc import Iterator
 
 import pytest
 
-import glm4v_ops.model  # noqa: F401 - before any test imports torch: how its threads wait
 from demo.parts import ObjectStore, Postgres
 from demo.stack import ROOT, Stack
+
+# Before anything imports torch. The tests run in two processes, and these models are too small to gain from threads.
+os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 # A developer's own settings must not reach the tests, nor the tests a developer's buckets and tables.
 for _name in [name for name in os.environ if name.startswith(("AWS_", "GLM4V_", "AIRFLOW", "PG"))]:
     del os.environ[_name]
+
+
+@pytest.hookimpl(tryfirst=True)  # before pytest-xdist reads the groups
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """A file's tests stay in one process, and all that need the stack in the same one: it is started once."""
+    for item in items:
+        needs_stack = "stack" in getattr(item, "fixturenames", ()) or item.path.name == "test_stack.py"
+        item.add_marker(pytest.mark.xdist_group("stack" if needs_stack else str(item.path)))
 
 
 @pytest.fixture(scope="session")
