@@ -82,9 +82,11 @@ class Stack:
         dags: Path = ROOT / "dags",
         plugins: Path = ROOT / "plugins",
         settings: Mapping[str, str] | None = None,
+        port: int | None = None,
         say: Callable[[str], None] = lambda line: None,
     ) -> Self:
-        """Start everything and wait until it is ready. `settings` are further variables for every Airflow process.
+        """Start everything and wait until it is ready. `settings` are further variables for every Airflow process,
+        `port` is Airflow's: 8080 if nobody has it, else any.
 
         Raises `AlreadyRunning`, or `PartFailed` naming the part, its log's end and a remedy.
         """
@@ -93,7 +95,7 @@ class Stack:
         stack = cls(state, _lock(state), say)
         try:
             stack._start_servers()
-            stack._configure(dags, plugins, dict(settings or {}))
+            stack._configure(dags, plugins, dict(settings or {}), port or (8080 if is_free(8080) else free_ports(1)[0]))
             stack._prepare()
             stack._start_airflow()
             stack._introduce()
@@ -112,10 +114,9 @@ class Stack:
         self.parts["postgres"] = self.postgres.process
         self._say(f"PostgreSQL     {HOST}:{self.postgres.port}")
 
-    def _configure(self, dags: Path, plugins: Path, settings: dict[str, str]) -> None:
+    def _configure(self, dags: Path, plugins: Path, settings: dict[str, str], port: int) -> None:
         kept = _kept_secrets(self.airflow_home)
         self.password = kept["password"]
-        port = 8080 if is_free(8080) else free_ports(1)[0]
         self.url = f"http://{HOST}:{port}"
         self.dsn = self.postgres.database("glm4v")
         self.postgres.database("airflow")

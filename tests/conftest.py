@@ -14,6 +14,7 @@ from collections.abc import Iterator
 import pytest
 
 from demo.parts import ObjectStore, Postgres
+from demo.process import free_ports
 from demo.stack import ROOT, Stack
 
 # Before anything imports torch. The tests run in two processes, and these models are too small to gain from threads.
@@ -22,14 +23,6 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")
 # A developer's own settings must not reach the tests, nor the tests a developer's buckets and tables.
 for _name in [name for name in os.environ if name.startswith(("AWS_", "GLM4V_", "AIRFLOW", "PG"))]:
     del os.environ[_name]
-
-
-@pytest.hookimpl(tryfirst=True)  # before pytest-xdist reads the groups
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """A file's tests stay in one process, and all that need the stack in the same one: it is started once."""
-    for item in items:
-        needs_stack = "stack" in getattr(item, "fixturenames", ()) or item.path.name == "test_stack.py"
-        item.add_marker(pytest.mark.xdist_group("stack" if needs_stack else str(item.path)))
 
 
 @pytest.fixture(scope="session")
@@ -52,5 +45,6 @@ def stack(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Stack]:
         shutil.copy(source, dags)
     # Airflow's own pause before a killed task's next try is five minutes.
     settings = {"AIRFLOW__CORE__DEFAULT_TASK_RETRY_DELAY": "1"}
-    with Stack.start(tmp_path_factory.mktemp("stack"), dags=dags, settings=settings) as running:
+    folder, port = tmp_path_factory.mktemp("stack"), free_ports(1)[0]  # two processes may start one each
+    with Stack.start(folder, dags=dags, settings=settings, port=port) as running:
         yield running
