@@ -153,7 +153,7 @@ def _weed(ports: dict[str, int]) -> list[str]:
         "-s3.port.iceberg=0",
         "-s3.port.lance=0",
         "-volume.preStopSeconds=0",
-        # Every bucket takes volumes of its own; of the default size, a nearly full disk has room for a few buckets only.
+        # Every bucket takes volumes of its own; of the default size, a fullish disk has room for a few buckets only.
         "-master.volumeSizeLimitMB=64",
         *(f"-{name}={port}" for name, port in ports.items()),
         *(f"-{server}.localSocket=@seaweedfs-{ports['s3.port']}-{server}" for server in ("s3", "filer") if abstract),
