@@ -125,7 +125,7 @@ class Shard:
             "model_base": None,
             "cache": self.cache,
             "dag_run_id": "run",
-            "try_number": 1,
+            "try_number": try_number,
             "cancel": self.cancel,
             "progress": self.progress.append,
             "engine_factory": load,
