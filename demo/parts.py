@@ -22,13 +22,15 @@ import sys
 import sysconfig
 import uuid
 import warnings
+from collections.abc import Callable
 from pathlib import Path
 from types import TracebackType
-from typing import Any, Self
+from typing import Any, Self, TypeVar
 
 import boto3
 import psycopg
 from botocore.config import Config
+from botocore.exceptions import ClientError
 from psycopg import sql
 
 from demo.process import HOST, Kept, PartFailed, clear_leftovers, free_ports, is_free, write_private
@@ -36,45 +38,93 @@ from demo.process import HOST, Kept, PartFailed, clear_leftovers, free_ports, is
 #: How often a server is started anew because somebody took one of its ports between our choice and its bind.
 _ATTEMPTS = 3
 REGION = "us-east-1"
+#: The object whose reading shows that the store reads and writes, and its bucket.
+_PROBE = {"Bucket": "is-it-ready", "Key": "probe"}
 
 
-class ObjectStore:
+class _Server:
+    """What the two have in common."""
+
+    def __init__(self, folder: Path, process: Kept) -> None:
+        self.folder = folder
+        self.process = process
+
+    def answers(self) -> bool:
+        raise NotImplementedError
+
+    def stop(self) -> None:
+        self.process.stop()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.stop()
+
+
+ServerT = TypeVar("ServerT", bound=_Server)
+
+
+def _started(begin: Callable[[bool], ServerT], *, seconds: float) -> ServerT:
+    """`begin` on last time's ports, or on fresh ones where it is given True; wait until the server answers.
+
+    Raises `PartFailed`.
+    """
+    for attempt in range(_ATTEMPTS):
+        server = begin(attempt > 0)
+        try:
+            server.process.wait_until(server.answers, seconds=seconds)
+            return server
+        except PartFailed as failure:
+            server.stop()
+            if attempt == _ATTEMPTS - 1 or "address already in use" not in failure.message.lower():
+                raise
+    raise AssertionError("unreachable")
+
+
+class ObjectStore(_Server):
     """A running SeaweedFS: `with ObjectStore.start(folder) as store: store.client()`."""
 
     def __init__(self, folder: Path, process: Kept, ports: dict[str, int], access_key: str, secret_key: str) -> None:
-        self.folder = folder
+        super().__init__(folder, process)
         self.endpoint = f"http://{HOST}:{ports['s3.port']}"
         self.access_key = access_key
         self.secret_key = secret_key
-        self.process = process
         self._ports = ports
 
     @classmethod
-    def start(cls, folder: Path) -> Self:
-        """Start on `folder` (made if need be) and wait until S3 answers. Raises `PartFailed`."""
+    def start(cls, folder: Path) -> ObjectStore:
+        """Start on `folder` (made if need be) and wait until S3 reads and writes. Raises `PartFailed`."""
         folder.mkdir(parents=True, exist_ok=True)
         clear_leftovers(folder)
         keys = _kept_secrets(folder / "keys.json", {"access_key": 10, "secret_key": 20})
-        for attempt in range(_ATTEMPTS):
-            ports = _ports(folder / "ports.json", _STORE_PORTS, fresh=attempt > 0)
-            process = Kept("store", _weed(ports), folder=folder, environ=_store_environ(keys), grace=8)
-            store = cls(folder, process, ports, keys["access_key"], keys["secret_key"])
-            try:
-                process.wait_until(store._answers, seconds=30)
-                return store
-            except PartFailed as failure:
-                store.stop()
-                if attempt == _ATTEMPTS - 1 or "address already in use" not in failure.message:
-                    raise
-        raise AssertionError("unreachable")
 
-    def _answers(self) -> bool:
-        """Whether signed requests work: the gateway listens before its keys are loaded."""
+        def begin(fresh: bool) -> ObjectStore:
+            ports = _ports(folder / "ports.json", _STORE_PORTS, fresh=fresh)
+            process = Kept("store", _weed(ports), folder=folder, environ=_store_environ(keys), grace=8)
+            return cls(folder, process, ports, keys["access_key"], keys["secret_key"])
+
+        return _started(begin, seconds=60)
+
+    def answers(self) -> bool:
+        """Whether objects of this start and of earlier ones can be read.
+
+        The gateway listens before its keys are loaded, and answers before the volumes of an earlier start are found:
+        reading from those is an InternalError for seconds.
+        """
         if is_free(self._ports["s3.port"]):
             return False
-        quick = Config(retries={"total_max_attempts": 1}, connect_timeout=2, read_timeout=5)
+        client = self.client(config=Config(retries={"total_max_attempts": 1}, connect_timeout=2, read_timeout=5))
         try:
-            self.client(config=quick).list_buckets()
+            try:
+                return bool(client.get_object(**_PROBE)["Body"].read())
+            except ClientError as error:
+                if error.response["Error"]["Code"] not in ("NoSuchBucket", "NoSuchKey"):
+                    return False
+            self.bucket(_PROBE["Bucket"])
+            client.put_object(**_PROBE, Body=b"ready")
         except Exception:  # noqa: BLE001 - not ready yet, in any of many ways; the waiter gives up and shows the log
             return False
         return True
@@ -111,18 +161,10 @@ class ObjectStore:
         return self.bucket(f"b-{uuid.uuid4().hex[:12]}")
 
     def stop(self) -> None:
-        self.process.stop()
+        super().stop()
         for port in self._ports.values():
             for leftover in Path("/tmp").glob(f"seaweedfs-*-{port}.sock"):  # weed's own, fixed place
                 leftover.unlink(missing_ok=True)
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self.stop()
 
 
 #: Everything `weed mini` would listen on; each gets a free port, the rest is turned off in `_weed`.
@@ -165,19 +207,18 @@ def _store_environ(keys: dict[str, str]) -> dict[str, str]:
     return {**outside, "AWS_ACCESS_KEY_ID": keys["access_key"], "AWS_SECRET_ACCESS_KEY": keys["secret_key"]}
 
 
-class Postgres:
+class Postgres(_Server):
     """A running PostgreSQL: `with Postgres.start(folder) as postgres: postgres.new_database()`."""
 
     USER = "postgres"
 
     def __init__(self, folder: Path, process: Kept, port: int, password: str) -> None:
-        self.folder = folder
+        super().__init__(folder, process)
         self.port = port
         self.password = password
-        self.process = process
 
     @classmethod
-    def start(cls, folder: Path, *, durable: bool = True) -> Self:
+    def start(cls, folder: Path, *, durable: bool = True) -> Postgres:
         """Start on `folder` (made if need be) and wait until it takes connections. Raises `PartFailed`.
 
         `durable=False` is for tests: no waiting for the disk, data lost if the machine stops.
@@ -189,23 +230,18 @@ class Postgres:
         data = folder / "data"
         if not (data / "PG_VERSION").exists():
             _initdb(binaries, data, password, user)
-        for attempt in range(_ATTEMPTS):
-            port = _ports(folder / "ports.json", ["port"], fresh=attempt > 0)["port"]
+
+        def begin(fresh: bool) -> Postgres:
+            port = _ports(folder / "ports.json", ["port"], fresh=fresh)["port"]
             settings = _postgres_settings(durable)
             command = [f"{binaries / 'postgres'}", "-D", f"{data}", "-h", HOST, "-p", f"{port}", *settings]
             # SIGINT is PostgreSQL's "fast" shutdown: it does not wait for clients.
             process = Kept("postgres", command, folder=folder, user=user, stop_signal=signal.SIGINT, grace=20)
-            server = cls(folder, process, port, password)
-            try:
-                process.wait_until(server._answers, seconds=60)
-                return server
-            except PartFailed as failure:
-                server.stop()
-                if attempt == _ATTEMPTS - 1 or "Address already in use" not in failure.message:
-                    raise
-        raise AssertionError("unreachable")
+            return cls(folder, process, port, password)
 
-    def _answers(self) -> bool:
+        return _started(begin, seconds=60)
+
+    def answers(self) -> bool:
         try:
             with psycopg.connect(self.dsn("postgres"), connect_timeout=5):
                 return True
@@ -230,17 +266,6 @@ class Postgres:
     def new_database(self) -> str:
         """An empty database nobody else uses; its libpq URL."""
         return self.database(f"d_{uuid.uuid4().hex[:12]}")
-
-    def stop(self) -> None:
-        self.process.stop()
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self.stop()
 
 
 def _postgres_settings(durable: bool) -> list[str]:

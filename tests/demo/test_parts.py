@@ -1,10 +1,12 @@
 from __future__ import annotations
 
+import http.server
 import os
 import stat
 import subprocess
 import sys
 import textwrap
+import threading
 import time
 from pathlib import Path
 
@@ -97,6 +99,57 @@ def test_a_second_start_finds_the_data_of_the_first(tmp_path: Path) -> None:
         assert store.client().get_object(Bucket=store.bucket("kept"), Key="k")["Body"].read() == b"v"
         with psycopg.connect(postgres.database("kept")) as connection:
             assert connection.execute("SELECT answer FROM t").fetchone() == (42,)
+
+
+class _Gateway(http.server.BaseHTTPRequestHandler):
+    """A store's gateway that answers every read in one way, and takes every write."""
+
+    status, code = 200, ""
+
+    def do_GET(self) -> None:
+        buckets = b"<ListAllMyBucketsResult><Buckets/></ListAllMyBucketsResult>"
+        error = f"<Error><Code>{self.code}</Code><Message>trouble</Message></Error>".encode()
+        listing = "/?" in self.path or self.path == "/"
+        body = buckets if listing else error if self.code else b"ready"
+        self.send_response(200 if listing else self.status)
+        self.send_header("Content-Length", str(len(body)))
+        self.end_headers()
+        self.wfile.write(body)
+
+    def do_PUT(self) -> None:
+        self.rfile.read(int(self.headers["Content-Length"] or 0))
+        self.server.puts.append(self.path)  # type: ignore[attr-defined]  # ours, set by the test
+        self.send_response(200)
+        self.send_header("Content-Length", "0")
+        self.end_headers()
+
+    def log_message(self, format: str, *args: object) -> None:
+        pass
+
+
+@pytest.mark.parametrize(
+    ("status", "code", "ready", "puts"),
+    [
+        (200, "", True, []),
+        # What SeaweedFS says of objects whose volume it has not found yet.
+        (500, "InternalError", False, []),
+        (403, "InvalidAccessKeyId", False, []),
+        (404, "NoSuchBucket", True, ["/is-it-ready", "/is-it-ready/probe"]),
+    ],
+)
+def test_a_store_is_ready_when_what_it_holds_can_be_read(
+    store: ObjectStore, status: int, code: str, ready: bool, puts: list[str]
+) -> None:
+    handler = type("Gateway", (_Gateway,), {"status": status, "code": code})
+    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), handler) as server:
+        server.puts = []  # type: ignore[attr-defined]
+        thread = threading.Thread(target=server.serve_forever)
+        thread.start()
+        beginning = ObjectStore(store.folder, store.process, {"s3.port": server.server_port}, "key", "secret")
+        assert beginning.answers() is ready
+        server.shutdown()
+        thread.join()
+    assert server.puts == puts  # type: ignore[attr-defined]
 
 
 def test_nothing_is_left_when_the_parent_is_killed(tmp_path: Path) -> None:

@@ -70,7 +70,7 @@ import glm4v_ops
     bare = {"PATH": os.environ["PATH"], "HOME": str(tmp_path)}
     finished = subprocess.run(["sh", "-c", script], cwd=tmp_path, env=bare, capture_output=True, text=True, check=False)
     assert finished.returncode == 0, finished.stderr
-    assert finished.stdout.startswith("['drop', 'work']\n(")
+    assert finished.stdout.startswith("['drop', 'is-it-ready', 'work']\n(")
     assert "one slot a GPU" in finished.stdout
 
 
