@@ -15,8 +15,8 @@ from typing import Any
 
 from demo.postcards import draw
 from demo.scoring import score
-from glm4v_ops.errors import Glm4vError
-from glm4v_ops.model.engine import Answer, Engine
+from glm4v_ops.errors import Glm4vError, ModelRefused
+from glm4v_ops.model.engine import Answer, Engine, ModelFault
 from glm4v_ops.recipe import Quantization, Recipe, load_recipe
 from glm4v_ops.source.image import decode
 
@@ -53,8 +53,8 @@ def evaluate(
         started = time.monotonic()
         answers = engine.answer(images, ["caption", "text"])
         seconds += time.monotonic() - started
-        for card, answer in zip(cards, answers, strict=True):
-            caption, text = (said.text if isinstance(said, Answer) else "" for said in answer.values())
+        for index, (card, answer) in enumerate(zip(cards, answers, strict=True), first):
+            caption, text = (_said(reply, index) for reply in answer.values())
             rows.append({"caption": caption, "text": text, "true_text": card.text, "facts": card.facts})
         print(f"{len(rows)} of {count} pictures", end="\r", file=sys.stderr, flush=True)
     print(file=sys.stderr)
@@ -67,6 +67,14 @@ def evaluate(
         "revision": engine.recipe.model.revision,
         "seconds": round(seconds, 1),
     }
+
+
+def _said(reply: Answer | ModelFault, index: int) -> str:
+    if isinstance(reply, ModelFault):  # a score would hide it
+        raise ModelRefused(
+            f"the model raised on picture {index}: {reply.message}", remedy="mend the model, then score it"
+        )
+    return reply.text
 
 
 def parse(arguments: list[str] | None = None) -> argparse.Namespace:

@@ -1,12 +1,15 @@
 from __future__ import annotations
 
+import itertools
 import json
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from demo.evaluate import main, parse
 from demo.postcards import plan
+from glm4v_ops.model.runner import Runner
 
 COUNT = 24
 
@@ -38,6 +41,23 @@ def test_a_checkpoint_that_is_not_there_ends_in_one_line(tmp_path: Path, capsys:
     assert told.out == ""
     assert told.err.startswith("error: ")
     assert "没有" in told.err
+
+
+def test_a_picture_the_model_raises_on_ends_the_scoring(
+    checkpoint: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    read_images, seen = Runner.read_images, itertools.count()
+
+    def fails_after_the_self_test(self: Runner, prefix: Any, images: Any) -> Any:
+        if next(seen):
+            raise ValueError("no such kernel")
+        return read_images(self, prefix, images)
+
+    monkeypatch.setattr(Runner, "read_images", fails_after_the_self_test)
+    assert main(["--count", "2", "--device", "cpu", "--model", str(checkpoint)]) == 1
+    told = capsys.readouterr()
+    assert told.out == ""
+    assert "error: the model raised on picture 0: ValueError: no such kernel" in told.err
 
 
 @pytest.mark.parametrize("wrong", [["--count", "0"], ["--quantization", "int2"], ["--dtype", "float8"]])
