@@ -136,8 +136,6 @@ class Answerer:
             self._cache.store(fresh)
 
     def _load(self) -> AnsweringEngine:
-        started = time.monotonic()
-        log.info("loading %s (%s)", self._recipe.model_name, self._recipe.model.quantization.value)
         engine = self._engine_factory(self._recipe, self._base)
         if engine.recipe.recipe_id != self._recipe.recipe_id:
             raise ModelRefused(
@@ -145,7 +143,6 @@ class Answerer:
                 f"the run is for {self._recipe.model_name} at {self._recipe.model.revision}",
                 remedy="the checkpoint changed under the run: start a new run, or pin its revision",
             )
-        log.info("loaded in %.1f s", time.monotonic() - started)
         self._engine = engine
         return engine
 

@@ -18,7 +18,7 @@ from pathlib import Path
 from botocore.config import Config
 
 from glm4v_ops import __version__
-from glm4v_ops.errors import Glm4vError, SettingsError
+from glm4v_ops.errors import Glm4vError, GpuUnavailable, SettingsError
 from glm4v_ops.footprint import GIB, needed_bytes, parameters_of
 from glm4v_ops.model import identity
 from glm4v_ops.recipe import Quantization, Recipe, load_recipe
@@ -102,12 +102,15 @@ def _machine(device: str) -> tuple[float, Check]:
     """The memory the model may use, and the line that says of what."""
     try:
         import torch
+
+        from glm4v_ops.model.loading import choose_device
     except ImportError as error:
         return 0.0, Check("device", Health.FAIL, f"torch cannot be imported: {error}", "make setup")
-    if device.startswith("cuda") or (device == "auto" and torch.cuda.is_available()):
-        if not torch.cuda.is_available():
-            return 0.0, Check("device", Health.FAIL, "no CUDA device answers", "check nvidia-smi, or use --device cpu")
-        chosen = torch.device("cuda" if device == "auto" else device)
+    try:
+        chosen = choose_device(device)
+    except GpuUnavailable as error:
+        return 0.0, Check("device", Health.FAIL, error.message, error.remedy)
+    if chosen.type == "cuda":
         name, (free, total) = torch.cuda.get_device_name(chosen), torch.cuda.mem_get_info(chosen)
         detail = f"{name}, {total / GIB:.1f} GiB, {free / GIB:.1f} free, CUDA {torch.version.cuda}"
         return float(free), Check("device", Health.OK, detail)

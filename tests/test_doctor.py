@@ -104,7 +104,7 @@ def test_what_is_set_and_does_not_work_fails_and_exits_1(recipe_file: Path) -> N
         "AWS_DEFAULT_REGION": "us-east-1",
         "GLM4V_DSN": "postgresql://somebody:hush-hush@127.0.0.1:1/none",
     }
-    options = ["--device", "cuda", "--recipe", str(recipe_file)]
+    options = ["--device", "cuda:99", "--recipe", str(recipe_file)]
     command = [sys.executable, "-m", "glm4v_ops", "doctor", *options]
     ran = subprocess.run(command, cwd=ROOT, env=environ, capture_output=True, text=True, check=False)
     lines = {line.partition(":")[0]: line for line in ran.stdout.splitlines()}

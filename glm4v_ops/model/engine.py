@@ -110,13 +110,15 @@ class Engine:
             if verdict.outcome not in (Outcome.OK, Outcome.TRUNCATED):
                 raise ModelRefused(
                     f"the self-test's {task} is {verdict.outcome.value} ({verdict.reason}): {answer.text[:80]!r}",
-                    remedy="the weights, the dtype or the tokenizer are not what the recipe says",
+                    remedy="the weights, the dtype or the tokenizer are not what the recipe says, "
+                    f"or tasks.{task}.prompt is in a language this model does not speak",
                 )
             said.append(answer.text)
         if not shows_reference(said):
             raise ModelRefused(
                 f"the self-test shows a red circle above the word OPEN, and the answers name neither: {said}",
-                remedy="the vision tower's weights or its quantisation are broken: check them against their origin",
+                remedy="the vision tower's weights or its quantisation are broken: check them against their origin; "
+                "or the recipe's prompts ask neither for what is shown nor for the text",
             )
 
     def answer(

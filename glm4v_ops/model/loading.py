@@ -77,12 +77,17 @@ def load(recipe: Recipe, *, base: Path | None, device: str, progress: Callable[[
 
 
 def choose_device(name: str) -> torch.device:
-    """`auto` is the GPU when there is one. Raises `GpuUnavailable` when a GPU is asked for and none answers."""
+    """`auto` is the GPU when there is one. Raises `GpuUnavailable` when a GPU is asked for that does not answer."""
     if name == "auto":
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")
     device = torch.device(name)
-    if device.type == "cuda" and not torch.cuda.is_available():
-        raise GpuUnavailable("no CUDA device answers", remedy="check nvidia-smi, or run with --device cpu")
+    if device.type == "cuda":
+        there = torch.cuda.device_count() if torch.cuda.is_available() else 0
+        if (device.index or 0) >= there:
+            fault = (
+                f"no {device} here, only {there} CUDA device{'s' * (there > 1)}" if there else "no CUDA device answers"
+            )
+            raise GpuUnavailable(fault, remedy="check nvidia-smi, or run with --device cpu")
     return device
 
 

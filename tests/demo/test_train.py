@@ -216,8 +216,8 @@ def test_a_resumed_training_goes_on_as_if_it_had_not_stopped(
     assert second.trainer.resume(tmp_path) == 4096
     assert (second.trainer.step, second.trainer.trained) == (2, 12.5)
     torch.testing.assert_close(states(second.trainer), states(first.trainer), rtol=0, atol=0)
-    for each in (first, second):
-        each.trainer.advance(lambda each=each: each.losses(*given))  # type: ignore[misc]
+    first.trainer.advance(lambda: first.losses(*given))
+    second.trainer.advance(lambda: second.losses(*given))
     torch.testing.assert_close(states(second.trainer), states(first.trainer), rtol=0, atol=0)
     assert second.trainer.step == 3
 

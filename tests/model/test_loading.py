@@ -82,11 +82,38 @@ def test_stop_tokens_are_the_checkpoints(folder: Path, loaded: Loaded) -> None:
 
 
 def test_a_gpu_that_is_not_there_is_no_fault_of_the_checkpoint(folder: Path) -> None:
-    if torch.cuda.is_available():
-        pytest.skip("a GPU is there")
-    assert choose_device("auto") == torch.device("cpu")
-    with pytest.raises(GpuUnavailable, match="no CUDA device answers"):
-        Engine.load(recipe(folder), device="cuda")
+    with pytest.raises(GpuUnavailable, match=r"no (CUDA device answers|cuda:99 here)"):
+        Engine.load(recipe(folder), device="cuda:99")
+
+
+@pytest.mark.parametrize(
+    ("asked", "there", "chosen"),
+    [("auto", 0, "cpu"), ("auto", 1, "cuda"), ("cpu", 1, "cpu"), ("cuda", 1, "cuda"), ("cuda:1", 2, "cuda:1")],
+)
+def test_the_device_is_the_one_asked_for_and_by_itself_a_gpu_where_there_is_one(
+    monkeypatch: pytest.MonkeyPatch, asked: str, there: int, chosen: str
+) -> None:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: there > 0)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: there)
+    assert choose_device(asked) == torch.device(chosen)
+
+
+@pytest.mark.parametrize(
+    ("asked", "there", "message"),
+    [
+        ("cuda", 0, "no CUDA device answers"),
+        ("cuda:1", 1, "no cuda:1 here, only 1 CUDA device"),
+        ("cuda:2", 2, "no cuda:2 here, only 2 CUDA devices"),
+    ],
+)
+def test_a_gpu_that_does_not_answer_is_named(
+    monkeypatch: pytest.MonkeyPatch, asked: str, there: int, message: str
+) -> None:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: there > 0)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: there)
+    with pytest.raises(GpuUnavailable) as caught:
+        choose_device(asked)
+    assert (caught.value.message, "--device cpu" in caught.value.remedy) == (message, True)
 
 
 # Refusals: each names what is wrong.
