@@ -107,3 +107,7 @@ class ImageRejected(Exception):
         self.outcome = outcome
         self.reason = reason
         self.detail = detail
+
+    def bare(self) -> ImageRejected:
+        """The same, never raised: what is kept must hold no trace, whose frames hold the image's bytes and pixels."""
+        return ImageRejected(self.outcome, self.reason, self.detail)

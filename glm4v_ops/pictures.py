@@ -98,5 +98,5 @@ def _decoded(fetched: Fetched, limits: ImageSection) -> Picture:
     try:
         decoded = decode(fetched.data, limits)
     except ImageRejected as rejected:
-        return Picture(fetched.row, hashlib.sha256(fetched.data).hexdigest(), None, rejected)
+        return Picture(fetched.row, hashlib.sha256(fetched.data).hexdigest(), None, rejected.bare())
     return Picture(fetched.row, decoded.sha256, decoded, None)

@@ -360,7 +360,7 @@ def test_pictures_are_fetched_and_decoded_while_the_model_works(
 def test_a_store_that_fails_midway_fails_the_shard_and_keeps_its_parts(tmp_path: Path) -> None:
     with ObjectStore.start(tmp_path) as own:
         shard = make_shard(own, plain(120), recipe())
-        once = own.client(config=Config(retries={"total_max_attempts": 1}, connect_timeout=2, read_timeout=5))
+        once = own.client(config=Config(retries={"total_max_attempts": 1}, connect_timeout=10, read_timeout=30))
 
         def store_goes(batch: list[int]) -> None:
             if 20 in batch:

@@ -1,18 +1,25 @@
 from __future__ import annotations
 
+import gc
 import hashlib
+import io
+import sys
 import threading
+import tracemalloc
 from collections.abc import Callable, Generator, Iterator
 from contextlib import closing
 from datetime import UTC, datetime
+from pathlib import Path
 
 import pytest
+from PIL import Image
 
 from glm4v_ops.errors import Cancelled, ImageRejected, StoreUnavailable
 from glm4v_ops.pictures import Picture, decoded_ahead
 from glm4v_ops.quality.outcome import Outcome
 from glm4v_ops.recipe import ImageSection
 from glm4v_ops.source.fetch import Fetched
+from glm4v_ops.source.local import fetch_local, rows_of
 from glm4v_ops.source.manifest import ManifestRow
 from tests.shards import number_of, png
 
@@ -94,6 +101,50 @@ def test_bytes_that_do_not_decode_are_a_rejected_picture_with_its_digest() -> No
     assert (html.rejected.outcome, html.sha256) == (Outcome.UNSUPPORTED, hashlib.sha256(b"<html>").hexdigest())
     assert (missing.rejected.reason, missing.sha256, missing.decoded) == ("gone", None, None)
     assert (fine.rejected, fine.sha256) == (None, hashlib.sha256(png(2)).hexdigest())
+
+
+@pytest.fixture
+def no_collector() -> Iterator[None]:
+    """What is let go here is let go at once, not when the collector comes round."""
+    gc.collect()
+    gc.disable()
+    yield
+    gc.enable()
+
+
+def images_alive() -> int:
+    return sum(issubclass(type(each), Image.Image) for each in gc.get_objects())
+
+
+@pytest.mark.usefixtures("no_collector")
+def test_a_broken_picture_holds_neither_its_bytes_nor_its_pixels() -> None:
+    buffer = io.BytesIO()
+    Image.effect_noise((400, 400), 80).save(buffer, "JPEG")
+    broken = [buffer.getvalue()[: 30_000 + number] for number in range(20)]
+    before, counts = images_alive(), [sys.getrefcount(data) for data in broken]
+
+    def source(stop: threading.Event) -> Iterator[Fetched]:
+        yield from (fetched(number, data) for number, data in enumerate(broken))
+
+    found = list(pictures(source))
+    assert [picture.rejected.reason for picture in found if picture.rejected] == ["truncated"] * 20
+    assert images_alive() == before
+    assert [sys.getrefcount(data) for data in broken] == counts
+
+
+@pytest.mark.usefixtures("no_collector")
+def test_a_file_over_the_byte_limit_is_not_kept(tmp_path: Path) -> None:
+    for number in range(20):
+        with (tmp_path / f"{number}.png").open("wb") as file:
+            file.truncate(1_000_001)
+    tracemalloc.start()
+    try:
+        found = list(pictures(lambda stop: fetch_local(rows_of([tmp_path]), max_bytes=1_000_000, cancel=stop)))
+        kept, _ = tracemalloc.get_traced_memory()
+    finally:
+        tracemalloc.stop()
+    assert [picture.rejected.reason for picture in found if picture.rejected] == ["bytes"] * 20
+    assert kept < 2_000_000
 
 
 def test_cancel_is_heard_while_the_source_stalls() -> None:

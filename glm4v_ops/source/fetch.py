@@ -4,7 +4,8 @@ Promises: rows come back in the order given, each exactly once, with its bytes o
 `ahead` objects are held, whatever the number of rows; an object over `max_bytes` is never asked for. Bytes handed
 out are those that were listed: the store compares the etag (`If-Match`), and a pinned version is asked for by its
 id. An object that is gone or was changed is an outcome; a store that does not answer is not, it raises
-`StoreUnavailable` after retries. No thread outlives the iterator: closing it stops the downloads under way.
+`StoreUnavailable` after retries. No thread outlives the iterator: closing it stops the downloads under way. No request
+is begun after that, and one that hangs is waited for once, for the client's read timeout: it cannot be cut off.
 
 Does not know what the bytes mean.
 """
@@ -15,11 +16,13 @@ import threading
 from collections import deque
 from collections.abc import Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor, wait
+from contextvars import ContextVar
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
 from botocore.exceptions import BotoCoreError, ClientError
+from urllib3.exceptions import HTTPError
 
 from glm4v_ops.errors import Cancelled, ImageRejected
 from glm4v_ops.quality.outcome import Outcome
@@ -36,6 +39,9 @@ _POLL = 0.2
 #: Tries of a body that broke off half way, which the SDK does not repeat by itself, and seconds before the second.
 _BODY_ATTEMPTS = 4
 _BODY_PAUSE = 0.5
+
+#: Set in the fetching threads alone, each of which belongs to one iterator: what tells that nobody waits any more.
+_STOP: ContextVar[threading.Event | None] = ContextVar("_STOP", default=None)
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,13 +65,16 @@ def fetch_all(
 ) -> Iterator[Fetched]:
     """Fetch `rows` with `workers` threads, at most `ahead` objects in memory, the one handed out included.
 
-    Raises `Cancelled` soon after `cancel` is set, `StoreUnavailable` or `SettingsError` when the store fails.
+    Raises `Cancelled` soon after `cancel` is set (when a request hangs, after the client's read timeout at the latest),
+    `StoreUnavailable` or `SettingsError` when the store fails.
     """
     ahead = max(1, ahead)
     stop = threading.Event()
+    # The SDK repeats a request that hangs, and all its tries together take longer than a task is given to stop.
+    client.meta.events.register("request-created.s3.GetObject", _no_request_when_stopped, unique_id=__name__)
     fetch = partial(_fetch, client, bucket, max_bytes, stop)
     pending: deque[Future[Fetched]] = deque()
-    with ThreadPoolExecutor(min(workers, ahead), thread_name_prefix="fetch") as pool:
+    with ThreadPoolExecutor(min(workers, ahead), "fetch", initializer=_STOP.set, initargs=(stop,)) as pool:
         try:
             for row in rows:
                 pending.append(pool.submit(fetch, row))
@@ -77,6 +86,12 @@ def fetch_all(
             stop.set()
             for future in pending:
                 future.cancel()
+
+
+def _no_request_when_stopped(**_: Any) -> None:
+    stop = _STOP.get()
+    if stop is not None and stop.is_set():
+        raise _unwanted()
 
 
 def _result(future: Future[Fetched], cancel: threading.Event | None) -> Fetched:
@@ -92,7 +107,7 @@ def _fetch(client: Any, bucket: str, max_bytes: int, stop: threading.Event, row:
     try:
         return Fetched(row, _download(client, bucket, max_bytes, stop, row), None)
     except ImageRejected as rejected:
-        return Fetched(row, None, rejected)
+        return Fetched(row, None, rejected.bare())
 
 
 def _download(client: Any, bucket: str, max_bytes: int, stop: threading.Event, row: ManifestRow) -> bytes:
@@ -102,10 +117,11 @@ def _download(client: Any, bucket: str, max_bytes: int, stop: threading.Event, r
         answer = _open(client, bucket, row)
         try:
             return _read(answer["Body"], stop)
-        except BotoCoreError as error:
+        except (BotoCoreError, HTTPError) as error:  # a broken TLS record comes as urllib3's own
             if attempt == _BODY_ATTEMPTS:
                 raise store.as_store_error(error, S3Uri(bucket, row.key)) from error
-            stop.wait(_BODY_PAUSE * 2 ** (attempt - 1))
+            if stop.wait(_BODY_PAUSE * 2 ** (attempt - 1)):
+                raise _unwanted() from error
     raise AssertionError("unreachable")
 
 
@@ -134,11 +150,15 @@ def _read(body: Any, stop: threading.Event) -> bytes:
         chunks = []
         while chunk := body.read(_CHUNK):
             if stop.is_set():
-                raise Cancelled("nobody waits for this object any more")
+                raise _unwanted()
             chunks.append(chunk)
         return b"".join(chunks)
     finally:
         body.close()
+
+
+def _unwanted() -> Cancelled:
+    return Cancelled("nobody waits for this object any more")
 
 
 def _changed() -> ImageRejected:

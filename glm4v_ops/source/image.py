@@ -4,7 +4,8 @@ Promises: the type is read off the bytes, never off a name. The pixel limit is h
 single pixel is decoded. What comes out is 8-bit RGB, upright (EXIF), the first frame of an animation, alpha laid on
 white, 16-bit brought to 8 by its high byte, inverted (Adobe) CMYK the right way round, and no side longer than
 `max_side`; nothing is ever enlarged. Whatever Pillow raises on hostile bytes ends as `ImageRejected`, except
-`MemoryError`: that is this machine's trouble. Safe to call from many threads; changes no global of Pillow's.
+`MemoryError`: that is this machine's trouble. Safe to call from many threads, of which one at a time decodes a large
+picture; changes no global of Pillow's.
 
 Does not know: colour profiles (CMYK is converted by arithmetic, not by its ink profile), nor damage that a JPEG's
 decoder cannot notice: flipped bits inside the compressed stream give wrong pixels, not an error.
@@ -14,10 +15,16 @@ from __future__ import annotations
 
 import hashlib
 import io
+import re
 import struct
+import threading
+from collections.abc import Iterator
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 from PIL import (
     AvifImagePlugin,
     BmpImagePlugin,
@@ -36,6 +43,16 @@ from glm4v_ops.recipe import ImageSection
 
 #: Pixels. Pillow keeps a pointer for every line, so a picture one pixel wide costs nine times its pixels.
 _LONGEST_SIDE = 200_000
+
+#: Scans of a JPEG. A progressive one has about ten, and the decoder goes over every pixel again for each.
+_MOST_SCANS = 500
+
+#: Pixels. Decoding takes up to 16 bytes for each, whatever it is scaled to: above this, one picture at a time.
+_LARGE = 25_000_000
+_ONE_LARGE = threading.Lock()
+
+#: Values that numpy holds at a time of a picture with more than 8 bits.
+_STRIP = 1 << 18
 
 #: How each format opens. Pillow's own `Image.open` would hold its global pixel limit against the recipe's, and warn.
 _OPEN = {
@@ -80,6 +97,10 @@ _UPRIGHT = {
     7: Transpose.TRANSVERSE,
     8: Transpose.ROTATE_90,
 }
+#: What stands in a JPEG for itself: no stuffed or filling byte, no restart inside a scan.
+_JPEG_MARKER = re.compile(rb"\xff[^\x00\x01\xd0-\xd7\xff]")
+_SCAN, _END = b"\xff\xda", b"\xff\xd9"
+
 _ORIENTATION = 0x0112
 _BITS_PER_SAMPLE = 258
 
@@ -106,7 +127,11 @@ def decode(data: bytes, limits: ImageSection) -> Decoded:
             _check_size(width, height, limits)
             if kind == "PNG":
                 _check_png(data)
-            small = _small(source, limits.max_side)
+            elif kind == "JPEG":
+                _check_scans(data)
+            turn: AbstractContextManager[Any] = _ONE_LARGE if width * height > _LARGE else nullcontext()
+            with turn:
+                small = _small(source, limits.max_side)
             orientation = _orientation(source)
     except (ImageRejected, MemoryError):
         raise
@@ -197,6 +222,20 @@ def _check_png(data: bytes) -> None:
     PngImagePlugin.PngImageFile(io.BytesIO(data)).verify()
 
 
+def _check_scans(data: bytes) -> None:
+    """A few bytes a scan, and minutes or hours to decode: a bomb that no limit on bytes or pixels holds back."""
+    if data.count(_SCAN) <= _MOST_SCANS:
+        return
+    # The same two bytes may stand in a profile, or in a film that a phone puts behind the picture: read as a JPEG.
+    scans, at = 0, 2
+    while (marker := _JPEG_MARKER.search(data, at)) and marker[0] != _END:
+        at = marker.end()
+        scans += marker[0] == _SCAN
+        if scans > _MOST_SCANS:
+            raise ImageRejected(Outcome.OVERSIZED, "scans", f"a JPEG of more than {_MOST_SCANS} scans")
+        at += int.from_bytes(data[at : at + 2], "big")
+
+
 def _small(source: Image.Image, max_side: int) -> Image.Image:
     """8-bit RGB on white, scaled down. Scaled first where the mode allows it, so that later steps are cheap."""
     plain = _plain(source)
@@ -233,21 +272,43 @@ def _plain(source: Image.Image) -> Image.Image:
 
 def _from_16_bit(source: Image.Image) -> Image.Image:
     """By the high byte: Pillow's own conversion to 8 bit would turn everything above 255 white."""
-    values = np.asarray(source)
     bits = getattr(source, "tag_v2", {}).get(_BITS_PER_SAMPLE, (16,))[0]  # a TIFF may hold 12
-    eight = (values >> (bits - 8)).astype(np.uint8)
-    if "transparency" in source.info:
-        eight[values == source.info["transparency"]] = 255
+    eight = _canvas(source)
+    for lines, values in _strips(source):
+        eight[lines] = values >> (bits - 8)
+        if "transparency" in source.info:
+            eight[lines][values == source.info["transparency"]] = 255
     return Image.fromarray(eight)
 
 
 def _from_32_bit(source: Image.Image) -> Image.Image:
     """Such values have no agreed white: the darkest becomes black, the lightest white."""
-    values = np.nan_to_num(np.asarray(source).astype(np.float32), posinf=0.0, neginf=0.0)
-    darkest, lightest = float(values.min()), float(values.max())
-    values -= darkest
-    values *= 255.0 / max(lightest - darkest, 1e-30)
-    return Image.fromarray(values.astype(np.uint8))
+    eight = _canvas(source)
+    ends = [(float(values.min()), float(values.max())) for _, values in _finite_strips(source)]
+    darkest, lightest = min(low for low, _ in ends), max(high for _, high in ends)
+    for lines, values in _finite_strips(source):
+        values -= darkest
+        values *= 255.0 / max(lightest - darkest, 1e-30)
+        eight[lines] = values.astype(np.uint8)
+    return Image.fromarray(eight)
+
+
+def _canvas(source: Image.Image) -> npt.NDArray[np.uint8]:
+    source.load()  # a TIFF turned by its EXIF changes its size as it loads
+    return np.empty((source.height, source.width), np.uint8)
+
+
+def _strips(source: Image.Image) -> Iterator[tuple[slice, npt.NDArray[Any]]]:
+    """The values, some lines at a time: numpy's copies of all of them are several times the picture."""
+    step = max(1, _STRIP // source.width)
+    for top in range(0, source.height, step):
+        lines = slice(top, min(top + step, source.height))
+        yield lines, np.asarray(source.crop((0, lines.start, source.width, lines.stop)))
+
+
+def _finite_strips(source: Image.Image) -> Iterator[tuple[slice, npt.NDArray[np.float32]]]:
+    for lines, values in _strips(source):
+        yield lines, np.nan_to_num(values.astype(np.float32), posinf=0.0, neginf=0.0)
 
 
 def _colour_key(source: Image.Image) -> Image.Image:

@@ -116,7 +116,7 @@ def freeze(client: Any, *, source: S3Uri, work: S3Uri, day: date, shard_size: in
 def list_objects(client: Any, source: S3Uri, *, exclude: str = "") -> Iterator[Listed]:
     """The objects under a prefix, one page (1,000) in memory: with version ids if the bucket keeps versions."""
     with store.as_store_errors(source):
-        versioned = "Status" in client.get_bucket_versioning(Bucket=source.bucket)
+        versioned = store.keeps_versions(client, source)
         call, field = ("list_object_versions", "Versions") if versioned else ("list_objects_v2", "Contents")
         for page in client.get_paginator(call).paginate(Bucket=source.bucket, Prefix=source.key):
             for entry in page.get(field, ()):

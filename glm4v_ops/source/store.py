@@ -1,9 +1,10 @@
 """The object store: one client, its faults named for what to do next, and the few calls everyone needs.
 
 Promises: no botocore error leaves `as_store_errors()`. A store that does not answer, answers 5xx or asks to slow
-down is `StoreUnavailable`, after the client's own retries; a wrong key, a missing bucket or a request the store
-will never accept is `SettingsError`, naming the bucket or object. Every write is one PUT, or a multipart upload
-that appears whole: nobody sees half an object.
+down is `StoreUnavailable`, after the client's own retries, and so is what passes by itself (a token that ran out,
+a conflict with another request); a wrong key, a missing bucket or a request the store will never accept is
+`SettingsError`, an archived object `TerminalError`, naming the bucket or object. Every write is one PUT, or a
+multipart upload that appears whole: nobody sees half an object.
 
 Does not know what the objects hold. A missing object is the caller's to judge: `exists` asks, and `get_bytes`
 raises `ManifestError`, because it is called for objects that the pipeline wrote itself.
@@ -24,7 +25,7 @@ from botocore.exceptions import BotoCoreError, ClientError, HTTPClientError, Inc
 from botocore.exceptions import ConnectionError as NotConnected
 from urllib3.exceptions import HTTPError
 
-from glm4v_ops.errors import Glm4vError, ManifestError, SettingsError, StoreUnavailable
+from glm4v_ops.errors import Glm4vError, ManifestError, SettingsError, StoreUnavailable, TerminalError
 from glm4v_ops.settings import S3Uri
 
 if TYPE_CHECKING:
@@ -41,10 +42,23 @@ READ_TIMEOUT = 30
 #: Tries of one call, the first included, with the SDK's growing pauses between them (about 20 s in all).
 ATTEMPTS = 6
 
+#: The HTTP status of a request that the store does not know: the one 5xx that no second try changes.
+_NOT_IMPLEMENTED = 501
+
 _NOT_FOUND = frozenset({"404", "NoSuchKey", "NotFound", "NoSuchVersion"})
 _CHANGED = frozenset({"412", "PreconditionFailed"})
-#: Codes with a 4xx status that are the store's trouble, not ours.
-_TRY_LATER = frozenset({"RequestTimeout", "SlowDown", "Throttling", "ThrottlingException", "TooManyRequests", "429"})
+#: Codes with a 4xx status that are the store's trouble, not ours, or that the next try may not meet.
+_TRY_LATER = frozenset(
+    {
+        *("RequestTimeout", "SlowDown", "Throttling", "ThrottlingException", "TooManyRequests", "429"),
+        *("OperationAborted", "ConditionalRequestConflict", "ExpiredToken", "RequestTimeTooSkewed"),
+    }
+)
+#: What a person can do when it does not pass.
+_REMEDIES = {
+    "ExpiredToken": "a new try reads the credentials again: renew them where they are kept",
+    "RequestTimeTooSkewed": "set this machine's clock",
+}
 
 #: What the SDK raises when no whole answer came back; every other error of its own is a matter of settings.
 _NO_ANSWER = (HTTPClientError, NotConnected, IncompleteReadError, HTTPError, Boto3Error)
@@ -110,15 +124,21 @@ def _cannot_ask(error: BaseException, what: S3Uri | str) -> SettingsError:
 
 def _from_response(error: ClientError, what: S3Uri | str) -> Glm4vError:
     response: Mapping[str, Any] = error.response
-    code = _code(error)
-    status = int(response.get("ResponseMetadata", {}).get("HTTPStatusCode", 0))
+    code, status = _code(error), _status(error)
+    if status == _NOT_IMPLEMENTED:
+        remedy = "point AWS_ENDPOINT_URL_S3, or the Airflow connection, at a store that does"
+        return SettingsError(f"the object store does not know this request{_at(what)}: {error}", remedy=remedy)
     if status >= 500 or code in _TRY_LATER:
-        return StoreUnavailable(f"the object store is in trouble{_at(what)}: {error}", remedy="try again later")
+        remedy = _REMEDIES.get(code, "try again later")
+        return StoreUnavailable(f"the object store is in trouble{_at(what)}: {error}", remedy=remedy)
     if code == "NoSuchBucket":
         return _no_bucket(response.get("Error", {}).get("BucketName") or getattr(what, "bucket", str(what)))
     if code in _NOT_FOUND or code in _CHANGED or code == "InvalidRange":
         problem = "there is no object" if code in _NOT_FOUND else "the object is not what it was"
         return ManifestError(f"{problem}{_at(what)}", remedy="was the work area cleared or written to by others?")
+    if code == "InvalidObjectState":
+        remedy = "restore it from the archive (aws s3api restore-object), and run again once it is back"
+        return TerminalError(f"the object{_at(what)} is archived: {error}", remedy=remedy)
     if status in (401, 403):
         return SettingsError(f"the object store refuses these credentials{_at(what)}: {error}", remedy="check the keys")
     return SettingsError(f"the object store refuses the request{_at(what)}: {error}", remedy="check the settings")
@@ -130,6 +150,10 @@ def _no_bucket(bucket: str) -> SettingsError:
 
 def _code(error: ClientError) -> str:
     return str(error.response.get("Error", {}).get("Code", ""))
+
+
+def _status(error: ClientError) -> int:
+    return int(error.response.get("ResponseMetadata", {}).get("HTTPStatusCode", 0))
 
 
 def _at(what: S3Uri | str) -> str:
@@ -148,6 +172,26 @@ def put_bytes(client: Any, uri: S3Uri, data: bytes, content_type: str = "applica
     """Write the object in one request: it appears whole or not at all."""
     with as_store_errors(uri):
         client.put_object(Bucket=uri.bucket, Key=uri.key, Body=data, ContentType=content_type)
+
+
+def put_once(client: Any, uri: S3Uri, data: bytes, content_type: str = "application/octet-stream") -> bool:
+    """Write the object unless it stands already; whether it was written now. Of two who write at once, one does.
+
+    A store without conditional writes is asked first instead, and two at once may then both write.
+    """
+    with as_store_errors(uri):
+        try:
+            client.put_object(Bucket=uri.bucket, Key=uri.key, Body=data, ContentType=content_type, IfNoneMatch="*")
+            return True
+        except ClientError as error:
+            if _code(error) in _CHANGED:
+                return False
+            if _status(error) != _NOT_IMPLEMENTED:
+                raise
+    if exists(client, uri):
+        return False
+    put_bytes(client, uri, data, content_type)
+    return True
 
 
 def put_file(client: Any, uri: S3Uri, path: Path, content_type: str = "application/octet-stream") -> None:
@@ -178,6 +222,17 @@ def require_bucket(client: Any, bucket: str) -> None:
     except (BotoCoreError, ClientError, HTTPError) as error:
         missing = isinstance(error, ClientError) and is_missing(error)
         raise (_no_bucket(bucket) if missing else as_store_error(error, bucket)) from error
+
+
+def keeps_versions(client: Any, uri: S3Uri) -> bool:
+    """Whether the bucket keeps, or has kept, versions; a store that does not know the question keeps none."""
+    with as_store_errors(uri):
+        try:
+            return "Status" in client.get_bucket_versioning(Bucket=uri.bucket)
+        except ClientError as error:
+            if _status(error) != _NOT_IMPLEMENTED:
+                raise
+            return False
 
 
 def list_keys(client: Any, prefix: S3Uri) -> Iterator[str]:

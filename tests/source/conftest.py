@@ -9,8 +9,9 @@ from botocore.config import Config
 from demo.parts import REGION, ObjectStore
 from glm4v_ops.source import store as s3
 
-#: One try: a test of a store that is down need not wait for the pauses between tries.
-IMPATIENT = Config(retries={"total_max_attempts": 1, "mode": "standard"}, connect_timeout=2, read_timeout=5)
+#: One try: a test of a store that is down need not wait for the pauses between tries. It is refused at once; a store
+#: that is there may take its time on a busy machine.
+IMPATIENT = Config(retries={"total_max_attempts": 1, "mode": "standard"}, connect_timeout=10, read_timeout=30)
 
 
 def client_for(store: ObjectStore, **options: Any) -> Any:

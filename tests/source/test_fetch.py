@@ -8,6 +8,9 @@ from datetime import UTC, date, datetime
 from typing import Any, ClassVar
 
 import pytest
+from botocore.config import Config
+from botocore.response import StreamingBody
+from urllib3.exceptions import SSLError
 
 from demo.parts import ObjectStore
 from glm4v_ops.errors import Cancelled, SettingsError, StoreUnavailable
@@ -200,10 +203,15 @@ class _Store(http.server.BaseHTTPRequestHandler):
     faults: ClassVar[int] = 0
     etag: ClassVar[str] = "e"
     body: ClassVar[bytes] = b"data"
-    stalled: ClassVar[threading.Event]
+    asked: ClassVar[list[str]]
+    release: ClassVar[threading.Event]
 
     def do_GET(self) -> None:
         kind = type(self)
+        kind.asked.append(self.path)
+        if self.path.endswith("silent"):
+            self.hang()
+            return
         self.send_response(200)
         self.send_header("ETag", f'"{kind.etag}"')
         self.send_header("Content-Length", str(len(kind.body)))
@@ -217,10 +225,14 @@ class _Store(http.server.BaseHTTPRequestHandler):
         elif self.path.endswith("stalls"):
             self.wfile.write(kind.body[:2])
             self.wfile.flush()
-            kind.stalled.wait(30)
-            self.close_connection = True
+            self.hang()
         else:
             self.wfile.write(kind.body)
+
+    def hang(self) -> None:
+        """Until the test has ended."""
+        type(self).release.wait()
+        self.close_connection = True
 
     def log_message(self, format: str, *args: object) -> None:
         pass
@@ -228,13 +240,13 @@ class _Store(http.server.BaseHTTPRequestHandler):
 
 @pytest.fixture
 def faulty(store: ObjectStore) -> Iterator[tuple[type[_Store], Any]]:
-    handler: type[_Store] = type("Faulty", (_Store,), {"stalled": threading.Event()})
+    handler: type[_Store] = type("Faulty", (_Store,), {"asked": [], "release": threading.Event()})
     with http.server.ThreadingHTTPServer(("127.0.0.1", 0), handler) as server:
         server.daemon_threads = True
         thread = threading.Thread(target=server.serve_forever)
         thread.start()
         yield handler, client_for(store, endpoint_url=f"http://127.0.0.1:{server.server_port}", config=IMPATIENT)
-        handler.stalled.set()
+        handler.release.set()
         server.shutdown()
         thread.join()
 
@@ -249,6 +261,36 @@ def test_a_body_that_breaks_off_is_asked_for_again(faulty: tuple[type[_Store], A
     handler, client = faulty
     handler.faults = 2
     assert fetched(client, "bucket", [row("a")])[0].data == b"data"
+
+
+@pytest.mark.usefixtures("no_pause")
+@pytest.mark.parametrize("faults", [2, 1000])
+def test_a_connection_that_breaks_in_the_middle_of_a_body_is_no_outcome(
+    client: Any, bucket: str, monkeypatch: pytest.MonkeyPatch, faults: int
+) -> None:
+    read, left = StreamingBody.read, [faults]
+
+    def breaking(self: StreamingBody, amount: int | None = None) -> bytes:
+        if left[0]:
+            left[0] -= 1
+            raise SSLError("bad record mac")  # urllib3's own: botocore does not translate it
+        return read(self, amount)
+
+    rows = frozen(client, bucket)[:1]
+    monkeypatch.setattr(StreamingBody, "read", breaking)
+    if faults == 2:
+        assert fetched(client, bucket, rows)[0].data == b"data of 00"
+    else:
+        with pytest.raises(StoreUnavailable, match="bad record mac"):
+            fetched(client, bucket, rows)
+
+
+def test_what_is_kept_of_a_rejected_object_holds_no_frames(client: Any, bucket: str) -> None:
+    rows = frozen(client, bucket)
+    client.delete_object(Bucket=bucket, Key="03")
+    rejected = fetched(client, bucket, rows)[3].rejected
+    assert rejected is not None
+    assert (rejected.__traceback__, rejected.__cause__, rejected.__context__) == (None, None, None)
 
 
 @pytest.mark.usefixtures("no_pause")
@@ -269,11 +311,25 @@ def test_a_store_that_does_not_know_if_match_does_not_pass_off_another_object(fa
     assert why(fetched(client, "bucket", [row("a")])[0]) == (Outcome.MISSING, "changed")
 
 
-def test_cancel_does_not_wait_for_an_object_that_never_comes(faulty: tuple[type[_Store], Any]) -> None:
+def test_cancel_waits_out_a_request_that_hangs_and_makes_no_other(
+    store: ObjectStore, faulty: tuple[type[_Store], Any]
+) -> None:
+    """One request hangs before its headers, the other in its body; both would be repeated were they still wanted."""
     handler, client = faulty
     cancel = threading.Event()
-    results = fetch_all(client, "bucket", [row("stalls")], max_bytes=9, workers=1, ahead=1, cancel=cancel)
-    threading.Timer(0.3, cancel.set).start()
-    threading.Timer(1.0, handler.stalled.set).start()  # so that the download under way ends too
+
+    class Cancelling(list[str]):
+        def append(self, path: str) -> None:
+            super().append(path)
+            if len(self) == 2:  # both are under way
+                cancel.set()
+
+    handler.asked = Cancelling()
+    several = Config(retries={"total_max_attempts": 3, "mode": "standard"}, read_timeout=5)
+    patient = client_for(store, endpoint_url=client.meta.endpoint_url, config=several)
+    rows = [row("silent"), row("stalls")]
     with pytest.raises(Cancelled):
-        next(results)
+        next(fetch_all(patient, "bucket", rows, max_bytes=9, workers=2, ahead=2, cancel=cancel))
+    assert not handler.release.is_set()  # nobody has let them go
+    assert not threads()  # so nothing more can be asked for
+    assert sorted(handler.asked) == ["/bucket/silent", "/bucket/stalls"]

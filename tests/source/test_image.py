@@ -5,6 +5,8 @@ import io
 import random
 import struct
 import threading
+import time
+import tracemalloc
 import warnings
 import zlib
 from typing import Any
@@ -16,6 +18,7 @@ from PIL import Image, ImageChops, ImageDraw, ImageFile
 from glm4v_ops.errors import ImageRejected
 from glm4v_ops.quality.outcome import Outcome
 from glm4v_ops.recipe import ImageSection
+from glm4v_ops.source import image as images
 from glm4v_ops.source.image import decode
 
 LIMITS = ImageSection(max_side=448)
@@ -252,6 +255,70 @@ def test_a_picture_of_a_million_lines_one_pixel_wide_is_oversized() -> None:
     assert (error.outcome, error.reason) == (Outcome.OVERSIZED, "side")
 
 
+def with_scans(many: int, between: bytes = b"") -> bytes:
+    """A progressive JPEG whose last scan, a few bytes, stands `many` times more."""
+    data = saved_as("jpeg progressive")
+    last = data[data.rindex(b"\xff\xda") : -2]
+    return data[:-2] + (between + last) * many + data[-2:]
+
+
+def test_a_jpeg_of_thousands_of_scans_is_oversized_before_any_pixel_is_decoded(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert decode(with_scans(400), LIMITS).width == 96
+    monkeypatch.setattr(ImageFile.ImageFile, "load", lambda self: pytest.fail("decoded"))
+    comment = b"\xff\xfe\0\x04\xff\xd9"  # that looks like the end
+    for bomb in (with_scans(4_000), with_scans(600, comment)):
+        error = rejected(bomb, ImageSection())
+        assert (error.outcome, error.reason) == (Outcome.OVERSIZED, "scans")
+
+
+def test_what_looks_like_scans_beside_the_picture_counts_as_none() -> None:
+    look_alike = b"\xff\xda" * 2_000
+    behind = saved_as("jpeg") + look_alike
+    assert difference(decode(behind, LIMITS).image, picture()) < 6
+    inside = saved(picture(), "JPEG", comment=look_alike)
+    assert look_alike in inside
+    assert difference(decode(inside, LIMITS).image, picture()) < 8
+
+
+def test_of_large_pictures_one_at_a_time_is_decoded_and_of_others_many(monkeypatch: pytest.MonkeyPatch) -> None:
+    inside, most = 0, 0
+    counting = threading.Lock()
+
+    def watched(source: Image.Image, max_side: int) -> Image.Image:
+        nonlocal inside, most
+        with counting:
+            inside += 1
+            most = max(most, inside)
+        time.sleep(0.02)  # time for the others to come, were they let in
+        with counting:
+            inside -= 1
+        return Image.new("RGB", (1, 1))
+
+    monkeypatch.setattr(images, "_small", watched)
+    large = saved(Image.new("1", (6_000, 5_000)))
+    threads = [threading.Thread(target=decode, args=(large, LIMITS)) for _ in range(4)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert most == 1
+    with images._ONE_LARGE:  # as if a large one were being decoded
+        assert decode(saved(picture()), LIMITS).width == 96
+
+
+@pytest.mark.parametrize("dtype", [np.float32, np.int32, np.uint16])
+def test_more_than_8_bits_cost_little_more_memory_than_the_picture(dtype: Any) -> None:
+    side = 2_500
+    data = saved(Image.fromarray(np.tile(np.arange(side).astype(dtype), (side, 1))), "TIFF")
+    tracemalloc.start()
+    try:
+        decode(data, LIMITS)
+        _, peak = tracemalloc.get_traced_memory()  # numpy's and Python's; Pillow's own is not counted
+    finally:
+        tracemalloc.stop()
+    assert peak < 4 * side * side
+
+
 def test_more_bytes_than_the_limit_are_oversized() -> None:
     data = saved(Image.effect_noise((64, 64), 90))
     error = rejected(data, ImageSection(max_bytes=1000))
@@ -308,6 +375,18 @@ def test_an_image_turned_by_exif_is_upright_when_it_is_scaled_too() -> None:
         assert (decoded.width, decoded.height) == (3000, 2000)
         assert decoded.image.size == (448, 299)
         assert decoded.image.getpixel((10, 10)) == pytest.approx((255, 0, 0), abs=6)
+
+
+@pytest.mark.parametrize("dtype", [np.float32, np.uint16])
+def test_a_tiff_of_more_than_8_bits_turned_by_exif_comes_out_upright(dtype: Any) -> None:
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    upright = np.zeros((2_000, 3_000), dtype)
+    upright[:1_000] = 65_535
+    turned = Image.fromarray(np.ascontiguousarray(np.rot90(upright)))
+    decoded = decode(saved(turned, "TIFF", exif=exif), LIMITS)
+    assert (decoded.width, decoded.height) == (3_000, 2_000)
+    assert [decoded.image.getpixel((200, at)) for at in (10, 280)] == [(255, 255, 255), (0, 0, 0)]
 
 
 @pytest.mark.filterwarnings("ignore:Corrupt EXIF data")

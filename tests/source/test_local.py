@@ -1,13 +1,15 @@
 from __future__ import annotations
 
+import errno
 import os
 import threading
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
-from glm4v_ops.errors import Cancelled
+from glm4v_ops.errors import Cancelled, SettingsError, StoreUnavailable
 from glm4v_ops.quality.outcome import Outcome
 from glm4v_ops.source.fetch import Fetched
 from glm4v_ops.source.local import fetch_local, rows_of
@@ -74,6 +76,50 @@ def test_a_file_deleted_since_it_was_listed_is_missing(folder: Path) -> None:
 def test_a_file_over_the_byte_limit_is_oversized() -> None:
     assert why(fetched("pictures/b.png", max_bytes=4)[0]) == (Outcome.OVERSIZED, "bytes")
     assert fetched("pictures/b.png", max_bytes=5)[0].data == b"b.png"
+
+
+def failing_at(monkeypatch: pytest.MonkeyPatch, name: str, code: int) -> None:
+    """Opening any file below here, or looking into the folder `name`, is answered by this error of the system."""
+    scandir = os.scandir
+
+    def refuse(path: Any, *_: Any, **__: Any) -> Any:
+        raise OSError(code, os.strerror(code), os.fspath(path))
+
+    def scan(path: Any = ".") -> Any:
+        return refuse(path) if Path(path).name == name else scandir(path)
+
+    monkeypatch.setattr(os, "scandir", scan)
+    monkeypatch.setattr(Path, "open", refuse)
+
+
+@pytest.mark.usefixtures("folder")
+@pytest.mark.parametrize("code", [errno.EACCES, errno.EPERM, errno.ELOOP, errno.ENAMETOOLONG])
+def test_a_file_that_may_not_be_read_is_unreadable(code: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    failing_at(monkeypatch, "", code)
+    assert why(fetched("pictures/b.png")[0]) == (Outcome.UNREADABLE, "not_read")
+
+
+@pytest.mark.usefixtures("folder")
+@pytest.mark.parametrize(
+    "code",
+    [errno.EMFILE, errno.ENFILE, errno.EIO, errno.ESTALE, errno.ENOMEM, errno.ENOSPC, errno.ETIMEDOUT, errno.ENOTCONN],
+)
+def test_a_fault_of_the_machine_is_no_outcome_of_the_file(code: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    failing_at(monkeypatch, "sub 图", code)
+    with pytest.raises(StoreUnavailable, match=r"pictures/b\.png cannot be read") as caught:
+        fetched("pictures/b.png")
+    assert caught.value.remedy
+    with pytest.raises(StoreUnavailable, match="pictures/sub 图 cannot be read"):
+        list(rows_of(["pictures"]))
+
+
+@pytest.mark.usefixtures("folder")
+@pytest.mark.parametrize("name", ["pictures", "sub 图"])
+def test_a_folder_that_may_not_be_read_is_named_not_left_out(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    failing_at(monkeypatch, name, errno.EACCES)
+    with pytest.raises(SettingsError, match=f"the folder .*{name} cannot be read: Permission denied") as caught:
+        list(rows_of(["pictures"]))
+    assert caught.value.remedy
 
 
 def test_a_pipe_is_not_waited_for(folder: Path) -> None:

@@ -7,6 +7,7 @@ from collections.abc import Iterator
 from dataclasses import replace
 from datetime import UTC, date, datetime
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pyarrow.parquet as pq
@@ -17,6 +18,7 @@ from glm4v_ops.errors import ManifestError, SettingsError, StoreUnavailable
 from glm4v_ops.settings import S3Uri
 from glm4v_ops.source import manifest as manifests
 from glm4v_ops.source.manifest import Listed, Manifest
+from tests.source.conftest import client_for
 
 DAY = date(2026, 11, 20)
 SOURCE = S3Uri("drop", "images/2026-11-20/")
@@ -148,6 +150,18 @@ def test_a_bucket_with_versions_pins_each_image_to_the_version_that_was_listed(
     for row in rows:
         answer = client.get_object(Bucket=source.bucket, Key=row.key, VersionId=row.version_id)
         assert answer["Body"].read() == b"newer"
+
+
+def test_a_store_that_does_not_know_of_versions_is_listed_without_them(
+    store: ObjectStore, source: S3Uri, work: S3Uri
+) -> None:
+    client = client_for(store)
+    put(client, source, "a.jpg")
+    said = {"Error": {"Code": "NotImplemented", "Message": ""}, "ResponseMetadata": {"HTTPStatusCode": 501}}
+    answer = SimpleNamespace(status_code=501), said
+    client.meta.events.register("before-call.s3.GetBucketVersioning", lambda **_: answer)
+    rows = list(manifests.iter_rows(client, freeze(client, source, work).uri))
+    assert [(row.key, row.version_id) for row in rows] == [(f"{source.key}a.jpg", None)]
 
 
 def test_the_id_depends_on_every_field_that_names_the_contents_and_on_nothing_else(tmp_path: Path) -> None:

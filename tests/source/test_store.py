@@ -3,13 +3,14 @@ from __future__ import annotations
 import http.server
 import threading
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from demo.parts import ObjectStore
-from glm4v_ops.errors import ManifestError, SettingsError, StoreUnavailable
+from glm4v_ops.errors import Glm4vError, ManifestError, SettingsError, StoreUnavailable, TerminalError, TransientError
 from glm4v_ops.recipe import RunSection
 from glm4v_ops.settings import S3Uri
 from glm4v_ops.source import store as s3
@@ -128,22 +129,68 @@ class _Troubled(http.server.BaseHTTPRequestHandler):
         pass
 
 
-@pytest.fixture(params=[(503, "SlowDown"), (500, "InternalError"), (400, "RequestTimeout"), (429, "TooManyRequests")])
-def troubled(request: pytest.FixtureRequest) -> Iterator[str]:
-    status, code = request.param
+@contextmanager
+def troubled(store: ObjectStore, status: int, code: str) -> Iterator[Any]:
+    """A client of a store that gives the same answer to everything."""
     handler = type("Troubled", (_Troubled,), {"status": status, "code": code})
     with http.server.ThreadingHTTPServer(("127.0.0.1", 0), handler) as server:
         thread = threading.Thread(target=server.serve_forever)
         thread.start()
-        yield f"http://127.0.0.1:{server.server_port}"
+        yield client_for(store, endpoint_url=f"http://127.0.0.1:{server.server_port}", config=IMPATIENT)
         server.shutdown()
         thread.join()
 
 
-def test_server_faults_and_requests_to_slow_down_may_pass(troubled: str, store: ObjectStore) -> None:
-    client = client_for(store, endpoint_url=troubled, config=IMPATIENT)
-    with pytest.raises(StoreUnavailable):
+def refusal(store: ObjectStore, status: int, code: str) -> Glm4vError:
+    with troubled(store, status, code) as client, pytest.raises(Glm4vError, match="s3://bucket/key") as caught:
         s3.get_bytes(client, S3Uri("bucket", "key"))
+    assert caught.value.remedy
+    return caught.value
+
+
+@pytest.mark.parametrize(
+    ("status", "code"),
+    [
+        (503, "SlowDown"),
+        (500, "InternalError"),
+        (400, "RequestTimeout"),
+        (429, "TooManyRequests"),
+        (409, "OperationAborted"),
+        (409, "ConditionalRequestConflict"),
+    ],
+)
+def test_server_faults_conflicts_and_requests_to_slow_down_may_pass(status: int, code: str, store: ObjectStore) -> None:
+    assert isinstance(refusal(store, status, code), StoreUnavailable)
+
+
+@pytest.mark.parametrize(
+    ("status", "code", "remedy"), [(400, "ExpiredToken", "renew"), (403, "RequestTimeTooSkewed", "clock")]
+)
+def test_a_token_that_ran_out_and_a_clock_that_is_wrong_may_pass_and_say_what_helps(
+    status: int, code: str, remedy: str, store: ObjectStore
+) -> None:
+    error = refusal(store, status, code)
+    assert isinstance(error, TransientError)
+    assert remedy in error.remedy
+
+
+def test_an_archived_object_must_be_restored_by_somebody_and_is_no_matter_of_the_keys(store: ObjectStore) -> None:
+    error = refusal(store, 403, "InvalidObjectState")
+    assert isinstance(error, TerminalError)
+    assert "archived" in error.message
+    assert "restore" in error.remedy
+    assert "credentials" not in str(error)
+
+
+def test_a_request_that_the_store_does_not_know_is_not_tried_again(store: ObjectStore) -> None:
+    assert isinstance(refusal(store, 501, "NotImplemented"), SettingsError)
+
+
+def test_a_store_that_does_not_know_of_versions_keeps_none_and_one_in_trouble_may_keep_some(store: ObjectStore) -> None:
+    with troubled(store, 501, "NotImplemented") as client:
+        assert not s3.keeps_versions(client, S3Uri("bucket", "images/"))
+    with troubled(store, 503, "SlowDown") as client, pytest.raises(StoreUnavailable):
+        s3.keeps_versions(client, S3Uri("bucket", "images/"))
 
 
 def test_the_client_keeps_a_connection_for_every_fetcher_a_recipe_may_ask_for(client: Any) -> None:
@@ -153,3 +200,45 @@ def test_the_client_keeps_a_connection_for_every_fetcher_a_recipe_may_ask_for(cl
 
 def test_the_client_repeats_a_call_before_it_gives_up(client: Any) -> None:
     assert client.meta.config.retries["total_max_attempts"] == s3.ATTEMPTS > 1
+
+
+class _Plain(http.server.BaseHTTPRequestHandler):
+    """A store of one object that knows no conditional writes."""
+
+    held: dict[str, bytes]
+
+    def do_HEAD(self) -> None:
+        self._answer(200 if self.path in ("/bucket", *self.held) else 404)
+
+    def do_PUT(self) -> None:
+        body = self.rfile.read(int(self.headers["Content-Length"]))
+        if "If-None-Match" in self.headers:
+            return self._answer(501, b"<Error><Code>NotImplemented</Code><Message>no such header</Message></Error>")
+        self.held[self.path] = body
+        return self._answer(200)
+
+    def _answer(self, status: int, body: bytes = b"") -> None:
+        self.send_response(status)
+        self.send_header("Content-Length", str(len(body)))
+        self.end_headers()
+        self.wfile.write(body)
+
+    def log_message(self, format: str, *args: object) -> None:
+        pass
+
+
+def test_a_store_without_conditional_writes_is_asked_first(store: ObjectStore) -> None:
+    held: dict[str, bytes] = {}
+    handler = type("Plain", (_Plain,), {"held": held})
+    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), handler) as server:
+        thread = threading.Thread(target=server.serve_forever)
+        thread.start()
+        client = client_for(store, endpoint_url=f"http://127.0.0.1:{server.server_port}", config=IMPATIENT)
+        uri = S3Uri("bucket", "part")
+        try:
+            assert s3.put_once(client, uri, b"first") is True
+            assert s3.put_once(client, uri, b"second") is False
+        finally:
+            server.shutdown()
+            thread.join()
+    assert [body for body in held.values() if b"first" in body] == list(held.values())
