@@ -154,8 +154,10 @@ def annotate_shard(
                 results = [replace(result, part=str(uri)) for result in annotator.results(islice(pictures, len(span)))]
                 if len(results) != len(span):
                     raise ManifestError(f"{uri} would hold {len(results)} rows", remedy="report this: rows were lost")
-                parts.write(client, uri, results)
-                log.info("wrote %s: %d rows, %d from cache", uri, len(results), sum(row.cached for row in results))
+                if parts.write(client, uri, results):
+                    log.info("wrote %s: %d rows, %d from cache", uri, len(results), sum(row.cached for row in results))
+                else:
+                    log.warning("%s was written meanwhile, by another try or run: its rows stay, ours are dropped", uri)
     except Cancelled as stopped:
         raise Cancelled(
             f"shard {shard} was stopped after {resumed + meter.rows} of {len(rows)} images",

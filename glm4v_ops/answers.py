@@ -3,7 +3,7 @@
 Each task is looked up by (sha256, answer_id) for itself, so a changed caption prompt pays for captions only. Pictures
 with the same bytes are asked about once a window. Batches are of nearly one length and sorted by size, so that a batch
 pads little, and every batch's answers are stored before the next begins: a kill costs one batch. Only answers are
-stored: a fault of the model is asked about again the next time.
+stored, never a fault of the model; of two workers that answer the same, the first one's answer stands for both.
 
 The model is loaded at the first answer the cache does not hold. Knows nothing of outcomes: answers are not judged here.
 """
@@ -132,8 +132,12 @@ class Answerer:
                 if isinstance(reply, CachedAnswer):
                     fresh[sha, self.answer_ids[task]] = reply
             found.latency_ms = _latency(by_task.values())
-        if fresh:
-            self._cache.store(fresh)
+        standing = self._cache.store(fresh) if fresh else {}
+        for sha in batch:
+            for task in tasks:
+                # Another worker may have answered meanwhile: what stands is what every later run will say.
+                if answer := standing.get((sha, self.answer_ids[task])):
+                    answered[sha].replies[task] = answer
 
     def _load(self) -> AnsweringEngine:
         engine = self._engine_factory(self._recipe, self._base)

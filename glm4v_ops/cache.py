@@ -1,9 +1,9 @@
 """The result cache: what the model already answered, by the image's content and what shapes the answer.
 
 An answer is kept raw under (SHA-256 of the image's bytes, answer_id) and checked again on every use, so that a
-better check needs no model. The first answer stays: storing a pair again changes nothing, so answers cannot differ
-between two runs that raced. Model faults are no answers and never come here. Infrastructure faults raise
-`TablesUnavailable`; a lookup never pretends that nothing is known because the database is down.
+better check needs no model. The first answer stays: storing a pair again changes nothing and gives back what stands,
+so answers cannot differ between two runs that raced. Model faults are no answers and never come here. Infrastructure
+faults raise `TablesUnavailable`; a lookup never pretends that nothing is known because the database is down.
 """
 
 from __future__ import annotations
@@ -51,7 +51,7 @@ class Cache(Protocol):
 
     def lookup(self, keys: Iterable[AnswerKey]) -> dict[AnswerKey, CachedAnswer]: ...
 
-    def store(self, answers: Mapping[AnswerKey, CachedAnswer]) -> None: ...
+    def store(self, answers: Mapping[AnswerKey, CachedAnswer]) -> dict[AnswerKey, CachedAnswer]: ...
 
     def close(self) -> None: ...
 
@@ -62,8 +62,8 @@ class NoCache:
     def lookup(self, keys: Iterable[AnswerKey]) -> dict[AnswerKey, CachedAnswer]:
         return {}
 
-    def store(self, answers: Mapping[AnswerKey, CachedAnswer]) -> None:
-        return None
+    def store(self, answers: Mapping[AnswerKey, CachedAnswer]) -> dict[AnswerKey, CachedAnswer]:
+        return dict(answers)
 
     def close(self) -> None:
         return None
@@ -87,10 +87,10 @@ class AnswerCache:
         rows = self._with_connection(lambda c: c.execute(_LOOKUP, (digests, ids)).fetchall())
         return {(sha256, answer_id): CachedAnswer(*answer) for sha256, answer_id, *answer in rows}
 
-    def store(self, answers: Mapping[AnswerKey, CachedAnswer]) -> None:
-        """Keep those not known yet, in one statement. Raises `TablesUnavailable`."""
+    def store(self, answers: Mapping[AnswerKey, CachedAnswer]) -> dict[AnswerKey, CachedAnswer]:
+        """Keep those not known yet, in one statement; all of them as they stand then. Raises `TablesUnavailable`."""
         if not answers:
-            return
+            return {}
         # Sorted: two workers that store overlapping batches must take the rows in one order, or they deadlock.
         items = sorted(answers.items())
         columns = (
@@ -102,6 +102,7 @@ class AnswerCache:
             [answer.tokens_out for _, answer in items],
         )
         self._with_connection(lambda c: c.execute(_STORE, columns))
+        return self.lookup(answers)
 
     def close(self) -> None:
         with self._lock:

@@ -1,9 +1,10 @@
 """Result parts: the immutable Parquet objects in the work area that hold a shard's results.
 
 A part is named for the manifest rows it holds, `results/<day>/<recipe_id>/<manifest_id>/<shard>/<start>-<end>.parquet`
-with rows counted from 0 within the shard and `end` not included. It is written by one `put_object`, so it is there
-whole or not at all; its name alone says which rows are done. Because names are ranges and not ordinals, a run with
-another `part_size` still resumes after what is there, and `tables` reads every row once even where parts overlap.
+with rows counted from 0 within the shard and `end` not included. It is written by one `put_object` that takes no
+existing name, so it is there whole or not at all, and never changes; its name alone says which rows are done. Because
+names are ranges and not ordinals, a run with another `part_size` still resumes after what is there, and `tables` reads
+every row once even where parts overlap.
 
 Knows nothing of how a result comes about, of tables, or of the gate: a missing part is not an error here, it is
 simply rows that nobody reads back.
@@ -93,16 +94,18 @@ def plan(parts: Sequence[Part], *, rows: int, part_size: int) -> list[Span]:
     ]
 
 
-def write(client: S3Client, uri: S3Uri, results: list[Result]) -> None:
-    """Write one part, whole or not at all."""
+def write(client: S3Client, uri: S3Uri, results: list[Result]) -> bool:
+    """Write one part, whole or not at all; False when another wrote it meanwhile: what stands, stays."""
     buffer = io.BytesIO()
     pq.write_table(to_table(results), buffer, compression="zstd")
-    store.put_bytes(client, uri, buffer.getvalue(), "application/vnd.apache.parquet")
+    return store.put_once(client, uri, buffer.getvalue(), "application/vnd.apache.parquet")
 
 
 def read(client: S3Client, part: Part) -> pa.Table:
     """One part's rows. Raises `ManifestError` when it holds other columns or another number of rows than it should."""
-    table = pq.read_table(io.BytesIO(store.get_bytes(client, S3Uri.parse(part.uri, setting="part"))))
+    data = store.get_bytes(client, S3Uri.parse(part.uri, setting="part"))
+    # In this thread alone: a process that exits right after Arrow's pool has read is now and then aborted.
+    table = pq.ParquetFile(io.BytesIO(data), pre_buffer=False).read(use_threads=False)
     if table.num_rows != len(part.span) or table.schema.names != RESULT_SCHEMA.names:
         raise ManifestError(
             f"part {part.uri} holds {table.num_rows} rows of {len(table.schema.names)} columns, "

@@ -116,6 +116,25 @@ def test_pictures_that_lack_the_same_answers_go_to_the_model_together(cache: Ans
     }
 
 
+def test_of_two_workers_that_answer_the_same_picture_the_first_ones_answer_stands_for_both(cache: AnswerCache) -> None:
+    images = pictures(2, (11, 13))
+    asked = recipe()
+    raced = next(iter(images))
+    first = {(raced, asked.answer_id(task)): CachedAnswer("The other's answer.", "stop", 1, 2) for task in asked.tasks}
+
+    class Overtaken(PixelEngine):
+        def answer(self, *arguments: Any) -> Any:
+            cache.store(first)  # the other worker is done while this one's model is at it
+            return super().answer(*arguments)
+
+    answered = Window(asked, cache, Overtaken(asked)).answerer.answer(images)
+    for sha, found in answered.items():
+        texts = {reply.text for reply in found.replies.values() if isinstance(reply, CachedAnswer)}
+        assert ("The other's answer." in texts) == (sha == raced)
+    again = Window(asked, cache).answerer.answer(images)
+    assert {sha: found.replies for sha, found in again.items()} == {sha: each.replies for sha, each in answered.items()}
+
+
 class HalfFailing(PixelEngine):
     """Answers both tasks of the first picture, the caption alone of the second, nothing of the third."""
 

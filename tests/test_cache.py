@@ -43,11 +43,11 @@ def test_an_answer_outlives_the_process_that_stored_it(dsn: str) -> None:
 
 
 def test_the_first_answer_stays(dsn: str) -> None:
+    standing = {_key("first"): _answer("first"), _key("another"): _answer("another")}
     with AnswerCache(dsn) as cache:
         cache.store({_key("first"): _answer("first")})
-        cache.store({_key("first"): _answer("second"), _key("another"): _answer("another")})
-        found = cache.lookup([_key("first"), _key("another")])
-    assert found == {_key("first"): _answer("first"), _key("another"): _answer("another")}
+        assert cache.store({_key("first"): _answer("second"), _key("another"): _answer("another")}) == standing
+        assert cache.lookup(standing) == standing
 
 
 @pytest.mark.parametrize("text", ["", "一只猫\n「你好」", "😀 \\N \t \"quoted\" 'it'", "\\x00 {a,b} NULL"])
@@ -108,5 +108,5 @@ def test_many_threads_may_share_one_cache_and_store_the_same_answers(dsn: str) -
 
 def test_no_cache_knows_and_keeps_nothing() -> None:
     cache = NoCache()
-    cache.store({_key("any"): _answer()})
+    assert cache.store({_key("any"): _answer()}) == {_key("any"): _answer()}
     assert cache.lookup([_key("any")]) == {}

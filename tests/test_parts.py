@@ -1,6 +1,10 @@
 from __future__ import annotations
 
 import io
+import os
+import subprocess
+import sys
+from concurrent.futures import ThreadPoolExecutor
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -12,6 +16,7 @@ from glm4v_ops.errors import ManifestError
 from glm4v_ops.parts import Part, Span
 from glm4v_ops.result import from_table
 from glm4v_ops.settings import S3Uri
+from tests.airflow.home import ROOT
 from tests.shards import DAY
 from tests.sink.rows import row
 
@@ -86,6 +91,45 @@ def test_a_row_survives_the_part_unchanged(store: ObjectStore, folder: S3Uri) ->
     written = row("图片/一 %2F.png", caption="一只红色的圆。", text="", has_text=False)
     parts.write(store.client(), parts.part_uri(folder, 0, Span(0, 1)), [written])
     assert [each for table in parts.tables(store.client(), folder) for each in from_table(table)] == [written]
+
+
+def test_a_part_that_stands_never_changes(store: ObjectStore, folder: S3Uri) -> None:
+    uri = parts.part_uri(folder, 0, Span(0, 1))
+    first, second = row("a.png", caption="first"), row("a.png", caption="second")
+    assert parts.write(store.client(), uri, [first]) is True
+    assert parts.write(store.client(), uri, [second]) is False
+    assert [each for table in parts.tables(store.client(), folder) for each in from_table(table)] == [first]
+
+
+def test_of_many_who_write_the_same_part_at_once_one_does(store: ObjectStore, folder: S3Uri) -> None:
+    uri, client = parts.part_uri(folder, 0, Span(0, 1)), store.client()
+    with ThreadPoolExecutor(8) as threads:
+        written = list(threads.map(lambda number: parts.write(client, uri, [row(f"{number}.png")]), range(8)))
+    assert written.count(True) == 1
+    [found] = [each for table in parts.tables(client, folder) for each in from_table(table)]
+    assert found.key == f"{written.index(True)}.png"
+
+
+#: Reads the part that it is given, and prints how many threads the process has before and after.
+READING = """
+import os, sys
+from glm4v_ops import parts
+from glm4v_ops.source import store
+client, folder = store.client(), parts.S3Uri.parse(sys.argv[1], setting="folder")
+[part] = parts.existing(client, folder)
+store.get_bytes(client, parts.S3Uri.parse(part.uri, setting="part"))
+before = len(os.listdir("/proc/self/task"))
+assert parts.read(client, part).num_rows == 2
+print(before, len(os.listdir("/proc/self/task")))
+"""
+
+
+def test_reading_a_part_starts_no_thread_for_the_end_of_the_process_to_meet(store: ObjectStore, folder: S3Uri) -> None:
+    write(store, folder, 0, 0, 2)
+    environ = {**os.environ, **store.environ(), "PYTHONPATH": str(ROOT)}
+    command = [sys.executable, "-c", READING, str(folder)]
+    before, after = subprocess.run(command, env=environ, capture_output=True, text=True, check=True).stdout.split()
+    assert before == after
 
 
 def test_a_part_with_fewer_rows_than_its_name_says_is_refused(store: ObjectStore, folder: S3Uri) -> None:
