@@ -62,6 +62,7 @@ class Engine:
         self._runner = Runner(checkpoint)
         self._tokenizer = checkpoint.tokenizer
         self._stop_ids = checkpoint.stop_ids
+        self._tested = False  # it once answered about the reference picture
         prompts = {
             task: build_prompt(checkpoint.tokenizer, settings.prompt, thinking=recipe.model.thinking)
             for task, settings in recipe.tasks.items()
@@ -92,6 +93,7 @@ class Engine:
         checkpoint = load(recipe, base=base, device=device, progress=progress)
         engine = cls(checkpoint, recipe)
         cls(checkpoint, asking_plainly(recipe)).self_test()
+        engine._tested = True
         progress(f"{recipe.model_name} answers after {time.monotonic() - started:.1f} s on {engine.device}")
         return engine
 
@@ -126,8 +128,9 @@ class Engine:
     ) -> list[Answers]:
         """Answer `tasks` about each RGB image, in order. At most the recipe's batch size at once.
 
-        A batch that raises is halved until the one image that raises is alone: its answers are `ModelFault`.
-        Raises `Cancelled` within one forward pass of `cancel`, `GpuUnavailable` when the device is lost or full.
+        A batch that raises is halved until the one image that raises is alone: its answers are `ModelFault`, if a
+        model that was loaded by `load` still answers about the reference picture. Raises `Cancelled` within one
+        forward pass of `cancel`, `GpuUnavailable` when the device is lost or full, or answers about nothing any more.
         """
         size, cancel = self.recipe.run.batch_size, cancel or Event()
         found: list[Answers] = []
@@ -148,12 +151,29 @@ class Engine:
                 raise GpuUnavailable(f"{self.device} failed: {message}", remedy="see nvidia-smi and dmesg") from error
             if len(images) == 1 and is_out_of_memory(error):
                 raise GpuUnavailable(f"no memory for one image: {message}", remedy="lower image.max_side") from error
-            if len(images) == 1:
-                return [dict.fromkeys(tasks, ModelFault(message))]
-            log.warning("a batch of %d raised (%s): halving it", len(images), message)
         # Outside of `except`: the error's traceback would hold the failed batch's memory.
+        if len(images) == 1:
+            if self._tested:
+                self._require_sound(tasks, cancel, message)
+            return [dict.fromkeys(tasks, ModelFault(message))]
+        log.warning("a batch of %d raised (%s): halving it", len(images), message)
         half = len(images) // 2
         return self._answer_or_halve(images[:half], tasks, cancel) + self._answer_or_halve(images[half:], tasks, cancel)
+
+    def _require_sound(self, tasks: Sequence[TaskName], cancel: Event, fault: str) -> None:
+        """Before an image is blamed: the picture that was answered about at loading must be answered about now.
+
+        A broken device or library raises in more ways than can be listed.
+        """
+        try:
+            self._answer_batch([reference_picture()], tasks, cancel)
+        except Glm4vError:
+            raise
+        except Exception as error:
+            raise GpuUnavailable(
+                f"{self.device} fails on every picture ({type(error).__name__}: {error}), first with: {fault}",
+                remedy="see nvidia-smi and dmesg; a fresh process may do better",
+            ) from error
 
     @torch.inference_mode()
     def _answer_batch(self, images: Sequence[Image.Image], tasks: Sequence[TaskName], cancel: Event) -> list[Answers]:

@@ -9,9 +9,13 @@ import re
 
 import torch
 
-#: The CPU's allocator, and CUDA's libraries, raise a bare RuntimeError.
-_FULL = re.compile(r"can't allocate memory|CUBLAS_STATUS_ALLOC_FAILED")
-_LOST = re.compile(r"CUDA (?:driver )?error")
+#: The CPU's allocator, and CUDA's libraries, raise a bare RuntimeError. cuDNN that finds no room says that it finds no
+#: engine or algorithm.
+_FULL = re.compile(
+    r"can't allocate memory|CU(?:BLAS|DNN)_STATUS_ALLOC_FAILED"
+    r"|unable to find an engine to execute|Unable to find a valid cuDNN algorithm"
+)
+_LOST = re.compile(r"CUDA (?:driver )?error|CU(?:BLAS|DNN)_STATUS_|Triton Error \[CUDA\]|CUDACachingAllocator")
 
 
 def is_out_of_memory(error: BaseException) -> bool:

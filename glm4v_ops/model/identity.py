@@ -21,7 +21,12 @@ _SAMPLE = 1 << 20
 
 def local_folder(recipe: Recipe, base: Path | None) -> Path | None:
     """The checkpoint's folder when the recipe names one (relative to `base`, the recipe file's folder), else None."""
-    folder = (base or Path()) / Path(recipe.model.id).expanduser()
+    try:
+        folder = (base or Path()) / Path(recipe.model.id).expanduser()
+    except RuntimeError as error:
+        raise ModelRefused(
+            f"no checkpoint at {recipe.model.id}: there is no such user's home", remedy="write the folder out in full"
+        ) from error
     if (folder / "config.json").is_file():
         return folder.resolve()
     if recipe.model.id.startswith((".", "/", "~")):

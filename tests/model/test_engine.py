@@ -1,9 +1,9 @@
 from __future__ import annotations
 
-import sys
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -11,12 +11,12 @@ import torch
 from PIL import Image
 
 from glm4v_ops.errors import Cancelled, GpuUnavailable
-from glm4v_ops.model.engine import Answer, Answers, ModelFault
+from glm4v_ops.model.engine import Answer, Answers, Engine, ModelFault
 from glm4v_ops.model.loading import Checkpoint
 from glm4v_ops.model.prompt import build_prompt
 from glm4v_ops.model.runner import Runner
 from glm4v_ops.recipe import TaskName
-from tests.model.checkpoint import PICTURES, PROMPTS, SAID, picture
+from tests.model.checkpoint import PICTURES, PROMPTS, SAID, recipe
 from tests.model.conftest import Loaded, MakeEngine
 
 BOTH: list[TaskName] = ["caption", "text"]
@@ -275,6 +275,30 @@ def test_a_device_that_is_full_or_lost_is_never_an_images_fault(
     assert count == tries, "a full device is tried with fewer images, a lost one never again"
 
 
+def test_a_model_that_answers_about_nothing_any_more_is_the_machines_fault(folder: Path) -> None:
+    engine = Engine.load(recipe(folder), device="cpu", progress=lambda _: None)
+
+    def before(*_: Any) -> None:
+        raise RuntimeError("a library broke in a way nobody has listed")
+
+    message = "cpu fails on every picture .*first with: RuntimeError: a library broke"
+    with hooked(engine._runner._model.visual, before=before), pytest.raises(GpuUnavailable, match=message):
+        engine.answer(PICTURES[:2], BOTH)
+
+
+def test_an_image_is_blamed_when_the_reference_picture_is_still_answered(folder: Path, loaded: Loaded) -> None:
+    engine = Engine.load(recipe(folder), device="cpu", progress=lambda _: None)
+    bad = grid_of(loaded(), PICTURES[1])
+
+    def before(_: Any, __: Any, kwargs: dict[str, Any]) -> None:
+        if bad in grids(kwargs):
+            raise ValueError("a picture the tower cannot take")
+
+    with hooked(engine._runner._model.visual, before=before):
+        found = engine.answer(PICTURES[:3], BOTH)
+    assert [isinstance(answers["text"], ModelFault) for answers in found] == [False, True, False]
+
+
 def test_cancelling_stops_at_the_next_token(engine: MakeEngine, loaded: Loaded) -> None:
     cancel, passes = threading.Event(), 0
 
@@ -313,8 +337,3 @@ def test_every_quantisation_and_dtype_answers_and_each_module_gets_its_own_dtype
         found = engine(quantization=quantization, dtype=dtype).answer(PICTURES, BOTH)
     assert said(found) == SAID
     assert set(given) == {visual.patch_embed.proj.weight.dtype} == {getattr(torch, dtype)}
-
-
-def test_torchvision_is_not_needed(engine: MakeEngine) -> None:
-    engine().answer([picture((100, 100), "red", "")], ["text"])
-    assert "torchvision" not in sys.modules

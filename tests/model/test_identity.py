@@ -93,6 +93,11 @@ def test_a_path_with_no_checkpoint_is_refused_and_not_asked_of_the_hub(tmp_path:
         resolve(recipe(Path(name)), tmp_path)
 
 
+def test_the_home_of_nobody_is_refused() -> None:
+    with pytest.raises(ModelRefused, match="no checkpoint at ~no-such-user/x: there is no such user's home"):
+        resolve(recipe(Path("~no-such-user/x")), None)
+
+
 def test_resolving_fixes_a_folder_to_its_content(checkpoint: Path) -> None:
     fixed = resolve(recipe(checkpoint), None)
     assert fixed.model.revision == digest(checkpoint)
