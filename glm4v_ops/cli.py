@@ -4,9 +4,9 @@ Answers go to stdout, everything else to stderr. On a terminal answers are table
 header; with `--json`, and from `annotate` always, one JSON object a line. An error is one line with a remedy;
 `--debug` shows its trace.
 
-Exit codes: 0 done (for `annotate`: every image has an outcome) · 1 an error that stays until something is changed, or a
-`doctor` that found one · 2 wrong usage · 75 an error that may pass by itself (store or database not answering) ·
-130 interrupted · 141 the reader of our output went away.
+Exit codes: 0 done (for `annotate`: every image has an outcome) · 1 an error that stays until something is changed, or
+that nobody foresaw, or a `doctor` that found one · 2 wrong usage · 75 an error that may pass by itself (store or
+database not answering) · 130 interrupted · 141 the reader of our output went away.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ from typing import TYPE_CHECKING, Any
 from glm4v_ops.errors import Glm4vError, SettingsError, TransientError
 from glm4v_ops.progress import Progress
 from glm4v_ops.quality.outcome import Outcome
-from glm4v_ops.settings import Settings, dsn_from_environment
+from glm4v_ops.settings import Settings, dsn_from_environment, recipe_path
 
 if TYPE_CHECKING:
     from io import TextIOWrapper
@@ -67,6 +67,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
             traceback.print_exception(error)
         print(f"error: {' '.join(str(error).split())}", file=sys.stderr)
         return EXIT_TRY_LATER if isinstance(error, TransientError) else EXIT_ERROR
+    except Exception as error:  # noqa: BLE001 - nobody has foreseen it, and it is still one line
+        if parsed.debug:
+            traceback.print_exception(error)
+        said = " ".join(f"{type(error).__name__}: {error}".split()).removesuffix(":")
+        print(f"error: {said} — run it again with --debug to see where it comes from", file=sys.stderr)
+        return EXIT_ERROR
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -126,8 +132,9 @@ def _prepare_streams(*, debug: bool) -> None:
 
 
 def _settings(parsed: argparse.Namespace) -> Settings:
+    """A recipe typed here is relative to the working directory, that of the environment is not."""
     settings = Settings.from_environment()
-    return dataclasses.replace(settings, recipe=parsed.recipe) if parsed.recipe else settings
+    return dataclasses.replace(settings, recipe=parsed.recipe or str(recipe_path(settings.recipe)))
 
 
 def _annotate(parsed: argparse.Namespace) -> int:

@@ -101,15 +101,21 @@ def _optional_packages() -> Iterator[Check]:
 def _machine(device: str) -> tuple[float, Check]:
     """The memory the model may use, and the line that says of what."""
     try:
-        import torch
-
-        from glm4v_ops.model.loading import choose_device
+        return _chosen_machine(device)
     except ImportError as error:
         return 0.0, Check("device", Health.FAIL, f"torch cannot be imported: {error}", "make setup")
-    try:
-        chosen = choose_device(device)
     except GpuUnavailable as error:
         return 0.0, Check("device", Health.FAIL, error.message, error.remedy)
+    except Exception as error:  # noqa: BLE001 - a GPU that is broken answers with anything
+        return 0.0, Check("device", Health.FAIL, f"{type(error).__name__}: {error}", "check nvidia-smi")
+
+
+def _chosen_machine(device: str) -> tuple[float, Check]:
+    import torch
+
+    from glm4v_ops.model.loading import choose_device
+
+    chosen = choose_device(device)
     if chosen.type == "cuda":
         name, (free, total) = torch.cuda.get_device_name(chosen), torch.cuda.mem_get_info(chosen)
         detail = f"{name}, {total / GIB:.1f} GiB, {free / GIB:.1f} free, CUDA {torch.version.cuda}"
@@ -148,6 +154,8 @@ def _guarded(name: str, check: Callable[[], str]) -> Check:
         return Check(name, Health.FAIL, error.message, error.remedy)
     except ImportError as error:
         return Check(name, Health.FAIL, f"a package cannot be imported: {error}", "make setup")
+    except Exception as error:  # noqa: BLE001 - nobody has foreseen it, and the checks after it are still to be made
+        return Check(name, Health.FAIL, f"{type(error).__name__}: {error}", "report this: it should have been foreseen")
 
 
 def _model(recipe: Recipe, base: Path, device: str) -> Check:

@@ -26,6 +26,9 @@ from glm4v_ops.errors import RecipeError
 #: image scaling, or how an answer is cut out of the model's output.
 ANSWER_VERSION = 1
 
+#: What YAML reads out of plain text; PyYAML lets through whatever Python says to a text that does not fit.
+_PARSED = frozenset(f"tag:yaml.org,2002:{kind}" for kind in ("timestamp", "int", "float", "bool"))
+
 TaskName = Literal["caption", "text"]
 
 
@@ -154,9 +157,11 @@ def load_recipe(path: Path | str) -> Recipe:
 def parse_recipe(text: str, *, name: str) -> Recipe:
     """Validate a recipe's YAML. `name` is what error messages call it. Raises `RecipeError`."""
     try:
-        content = yaml.safe_load(text)
+        content = _data(text, name)
     except yaml.YAMLError as error:
         raise RecipeError(f"{name} is not YAML: {error}", remedy="compare with recipes/default.yaml") from error
+    except RecursionError as error:
+        raise RecipeError(f"{name} is nested too deeply", remedy="compare with recipes/default.yaml") from error
     if not isinstance(content, dict):
         raise RecipeError(f"{name} holds no mapping", remedy="compare with recipes/default.yaml")
     try:
@@ -164,6 +169,45 @@ def parse_recipe(text: str, *, name: str) -> Recipe:
     except ValidationError as error:
         lines = [_explain(problem) for problem in error.errors()]
         raise RecipeError(f"{name}: " + "; ".join(lines), remedy="compare with recipes/default.yaml") from error
+
+
+def _data(text: str, name: str) -> Any:
+    """What `yaml.safe_load` gives, from a file without a fault that it lets pass, or meets with a trace."""
+    loader = yaml.SafeLoader(text)
+    root = loader.get_single_node()
+    if root is None:
+        return None
+    _check(loader, root, name, "", set())
+    return loader.construct_document(root)
+
+
+def _check(loader: yaml.SafeLoader, node: yaml.Node, name: str, path: str, seen: set[int]) -> None:
+    """Raises `RecipeError` for a key that stands twice, and for a value that is none (the 45th of a month)."""
+    if id(node) in seen:  # an alias
+        return
+    seen.add(id(node))
+    if isinstance(node, yaml.MappingNode):
+        keys = set()
+        for key, value in node.value:
+            below, called = f"{path}.{key.value}".lstrip("."), str(key.value)
+            if called in keys:
+                raise _fault(key, name, below, "stands twice")
+            keys.add(called)
+            _check(loader, key, name, below, seen)
+            _check(loader, value, name, below, seen)
+    elif isinstance(node, yaml.SequenceNode):
+        for each in node.value:
+            _check(loader, each, name, path, seen)
+    elif node.tag in _PARSED:
+        try:
+            loader.construct_object(node)
+        except (ValueError, LookupError, AttributeError) as error:
+            raise _fault(node, name, path, f"{node.value[:50]!r} is no value: {error}") from error
+
+
+def _fault(node: yaml.Node, name: str, path: str, said: str) -> RecipeError:
+    remedy = "write each key once, and text that looks like a date or a number in quotes"
+    return RecipeError(f"{name}, line {node.start_mark.line + 1}: {path}: {said}", remedy=remedy)
 
 
 def _explain(problem: Any) -> str:

@@ -8,8 +8,10 @@ Knows nothing of where parts are kept or how tables are written.
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from datetime import date, datetime
+from typing import Any
 
 import pyarrow as pa
 
@@ -100,4 +102,9 @@ def to_table(results: list[Result]) -> pa.Table:
 
 def from_table(table: pa.Table) -> list[Result]:
     """The inverse of `to_table`."""
-    return [Result(**{**row, "outcome": Outcome(row["outcome"])}) for row in table.to_pylist()]
+    return from_rows(table.to_pylist())
+
+
+def from_rows(rows: Iterable[Mapping[str, Any]]) -> list[Result]:
+    """Results from plain rows, as Parquet and the tables give them."""
+    return [Result(**{**row, "outcome": Outcome(row["outcome"])}) for row in rows]

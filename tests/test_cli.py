@@ -547,6 +547,33 @@ def test_debug_shows_the_trace_and_the_code_stays(run: Run, monkeypatch: pytest.
     assert is_one_line_with_a_remedy(f"{ran.err.splitlines()[-1]}\n")
 
 
+@pytest.mark.parametrize(
+    ("raised", "said"),
+    [
+        (ZeroDivisionError("by\nnothing"), "ZeroDivisionError: by nothing"),
+        (AssertionError(), "AssertionError"),
+        (OSError(28, "No space left on device"), "OSError: [Errno 28] No space left on device"),
+    ],
+)
+def test_an_error_that_nobody_foresaw_is_one_line_and_debug_shows_its_trace(
+    raised: Exception, said: str, run: Run, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def days(_: str) -> None:
+        raise raised
+
+    monkeypatch.setenv("GLM4V_DSN", NOWHERE)
+    monkeypatch.setattr("glm4v_ops.sink.queries.days", days)
+    ran = run("days")
+    assert (ran.code, ran.out) == (1, "")
+    assert is_one_line_with_a_remedy(ran.err)
+    assert ran.err.startswith(f"error: {said} — ")
+    assert "--debug" in ran.err
+    traced = run("days", "--debug")
+    assert traced.code == 1
+    assert "Traceback (most recent call last)" in traced.err
+    assert f"{traced.err.splitlines()[-1]}\n" == ran.err
+
+
 def test_the_real_command_leaves_no_trace_either() -> None:
     ran = finished(process("days", GLM4V_DSN=NOWHERE))
     assert (ran.code, ran.out) == (75, "")

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from safetensors.numpy import save_file
 
 from demo.parts import ObjectStore, Postgres
@@ -151,6 +152,34 @@ def test_a_package_that_is_not_there_is_a_line_and_no_trace(recipe_file: Path, m
     assert str(checks["packages"]) == "FAIL packages: not installed: no-such-package — make setup"
     assert (checks["device"].health, checks["model"].health) == (Health.FAIL, Health.FAIL)
     assert "torch" in checks["device"].detail
+    assert list(checks)[-2:] == ["store", "tables"]
+
+
+@pytest.mark.parametrize("broken", ["mem_get_info", "get_device_name", "is_available"])
+def test_a_gpu_that_answers_with_an_error_fails_alone(
+    broken: str, recipe_file: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def answer(*_: object) -> None:
+        raise torch.AcceleratorError("CUDA error: uncorrectable ECC error encountered\nfor debugging consider")
+
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "get_device_name", lambda _: "a card")
+    monkeypatch.setattr(torch.cuda, broken, answer)
+    checks = found(Settings(recipe=str(recipe_file)), device="auto")
+    assert checks["device"].health is Health.FAIL
+    assert "AcceleratorError: CUDA error: uncorrectable ECC error" in checks["device"].detail
+    assert list(checks) == ["packages", "airflow", "device", "recipe", "memory", "store", "tables"]
+
+
+def test_a_model_that_fails_in_a_way_nobody_foresaw_is_a_line(
+    recipe_file: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def load(*_: object, **__: object) -> None:
+        raise ZeroDivisionError("by nothing")
+
+    monkeypatch.setattr("glm4v_ops.model.engine.Engine.load", load)
+    checks = found(Settings(recipe=str(recipe_file)), with_model=True)
+    assert (checks["model"].health, checks["model"].detail) == (Health.FAIL, "ZeroDivisionError: by nothing")
     assert list(checks)[-2:] == ["store", "tables"]
 
 

@@ -107,6 +107,46 @@ def test_yaml_that_is_more_than_data_is_refused(text: str) -> None:
     assert "is not YAML" in refusal(text)
 
 
+@pytest.mark.parametrize(
+    ("line", "by", "said"),
+    [
+        ("revision: 0123abc", "revision: 2026-13-45", "line 2: model.revision: '2026-13-45' is no value: month must"),
+        ("max_side: 1024", "max_side: 0x_", "line 3: image.max_side: '0x_' is no value: "),
+        ("max_side: 1024", "max_side: [2026-13-45]", "line 3: image.max_side: '2026-13-45' is no value: "),
+        ("max_side: 1024", "2026-13-45: 1", "line 3: image.2026-13-45: '2026-13-45' is no value: "),
+        ("0.05", "!!bool maybe", "line 7: gate.max_failure_rate: 'maybe' is no value: "),
+        ("0.05", "!!timestamp maybe", "line 7: gate.max_failure_rate: 'maybe' is no value: "),
+        ("  text: ", "  caption: ", "line 6: tasks.caption: stands twice"),
+        ("run: {", "gate: {", "line 8: gate: stands twice"),
+        ("max_side: 1024", 'max_side: 1024, "max_side": 1024', "line 3: image.max_side: stands twice"),
+    ],
+)
+def test_a_value_that_is_none_and_a_key_that_stands_twice_are_named_by_their_line(
+    line: str, by: str, said: str
+) -> None:
+    assert line in TEXT
+    assert refusal(TEXT.replace(line, by, 1)).startswith(f"night.yaml, {said}")
+
+
+def test_a_date_that_is_one_is_no_revision_either() -> None:
+    assert "model.revision: should be a valid string" in refusal(TEXT.replace("0123abc", "2026-11-20"))
+
+
+@pytest.mark.parametrize("text", ["name: " + "[" * 5_000 + "]" * 5_000, "name: " + "{a: " * 5_000 + "}" * 5_000])
+def test_a_file_nested_without_end_is_refused(text: str) -> None:
+    assert refusal(text) == "night.yaml is nested too deeply"
+
+
+def test_anchors_and_aliases_are_followed_once() -> None:
+    text = TEXT.replace("{prompt: Describe", "&one {prompt: Describe").replace("{prompt: Read out all text.}", "*one")
+    tasks = parse_recipe(text, name="night.yaml").tasks
+    assert tasks["text"] == tasks["caption"]
+    text = text.replace("*one", "{<<: *one, seed: 3}")
+    assert parse_recipe(text, name="night.yaml").tasks["text"] == tasks["text"].model_copy(update={"seed": 3})
+    aliases = "".join(f"a{n}: &a{n} [*a{n - 1}, *a{n - 1}]\n" for n in range(1, 60))
+    assert "a59: unknown key" in refusal(f"a0: &a0 [x]\n{aliases}")
+
+
 def test_a_file_that_is_not_there_is_named(tmp_path: Path) -> None:
     with pytest.raises(RecipeError, match=r"cannot read recipe .*none\.yaml: No such file"):
         load_recipe(tmp_path / "none.yaml")

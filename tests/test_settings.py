@@ -1,11 +1,13 @@
 from __future__ import annotations
 
 from datetime import date
+from pathlib import Path
 
 import pytest
 
 from glm4v_ops.errors import SettingsError
-from glm4v_ops.settings import S3Uri, Settings, dsn_from_environment
+from glm4v_ops.recipe import load_recipe
+from glm4v_ops.settings import S3Uri, Settings, dsn_from_environment, recipe_path
 
 DAY = date(2026, 11, 20)
 
@@ -57,10 +59,16 @@ def test_every_setting_has_a_variable() -> None:
         "GLM4V_RECIPE": "mine.yaml",
         "GLM4V_MARKER": "DONE",
         "GLM4V_QUIET_SECONDS": "0",
+        "GLM4V_EMPTY_SECONDS": "1",
     }
     settings = Settings.from_environment(environ)
     assert settings == Settings(
-        source="s3://mine/照片/{day}/x/{day}/", work="s3://scratch", recipe="mine.yaml", marker="DONE", quiet_seconds=0
+        source="s3://mine/照片/{day}/x/{day}/",
+        work="s3://scratch",
+        recipe="mine.yaml",
+        marker="DONE",
+        quiet_seconds=0,
+        empty_seconds=1,
     )
     assert str(settings.source_of(DAY)) == "s3://mine/照片/2026-11-20/x/2026-11-20/"
     assert str(settings.work_uri) == "s3://scratch/"
@@ -73,10 +81,21 @@ def test_settings_are_read_from_this_process_when_no_environment_is_given(monkey
     assert dsn_from_environment() == "postgresql://host/db"
 
 
+@pytest.mark.parametrize("name", ["GLM4V_QUIET_SECONDS", "GLM4V_EMPTY_SECONDS"])
 @pytest.mark.parametrize("seconds", ["", "-1", "1.5", "30m", "²"])
-def test_a_quiet_period_that_is_no_number_of_seconds_is_refused(seconds: str) -> None:
-    with pytest.raises(SettingsError, match="GLM4V_QUIET_SECONDS is "):
-        Settings.from_environment({"GLM4V_QUIET_SECONDS": seconds})
+def test_a_time_to_wait_that_is_no_number_of_seconds_is_refused(name: str, seconds: str) -> None:
+    with pytest.raises(SettingsError, match=f"{name} is "):
+        Settings.from_environment({name: seconds})
+
+
+def test_a_recipe_named_in_the_settings_is_found_wherever_one_stands(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert load_recipe(recipe_path("recipes/demo.yaml", {})).name == "demo"
+    home = {"GLM4V_HOME": "/opt/glm4v"}
+    assert recipe_path("recipes/demo.yaml", home) == Path("/opt/glm4v/recipes/demo.yaml")
+    assert recipe_path("/etc/own.yaml", home) == Path("/etc/own.yaml")
 
 
 def test_a_source_without_a_day_would_annotate_the_same_images_every_night_and_is_refused() -> None:
@@ -84,6 +103,26 @@ def test_a_source_without_a_day_would_annotate_the_same_images_every_night_and_i
         Settings(source="s3://drop/images/").source_of(DAY)
     with pytest.raises(SettingsError, match="GLM4V_SOURCE is "):
         Settings(source="drop/{day}/").source_of(DAY)
+
+
+@pytest.mark.parametrize(
+    ("source", "prefix"),
+    [
+        ("s3://drop/images/{day}", "s3://drop/images/2026-11-20/"),
+        ("s3://drop/images/{day}/", "s3://drop/images/2026-11-20/"),
+        ("s3://drop/{day}/camera 1", "s3://drop/2026-11-20/camera 1/"),
+        ("s3://drop-{day}", "s3://drop-2026-11-20/"),  # a bucket a day: the prefix is empty
+    ],
+)
+def test_a_day_is_a_folder_so_that_no_neighbour_whose_name_begins_like_it_is_listed(source: str, prefix: str) -> None:
+    assert str(Settings(source=source).source_of(DAY)) == prefix
+    assert not Settings(source=source).source_of(DAY).key.startswith("/")
+
+
+def test_a_marker_without_a_name_is_refused() -> None:
+    with pytest.raises(SettingsError, match="GLM4V_MARKER is empty") as refused:
+        Settings.from_environment({"GLM4V_MARKER": ""})
+    assert "_SUCCESS" in refused.value.remedy
 
 
 @pytest.mark.parametrize("environ", [{}, {"GLM4V_DSN": ""}])

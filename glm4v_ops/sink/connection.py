@@ -1,8 +1,9 @@
 """A connection to the tables, and what its failures mean to the caller.
 
-Promises: no call waits for ever (connect, lock, statement and idle timeouts are set), a lost or refusing server is
-`TablesUnavailable` (retry), wrong credentials are `SettingsError`, missing tables are `PublishError` with the command
-that makes them, and no message ever holds the DSN's password. Knows nothing of what the tables hold.
+Promises: no call waits for ever (connect, lock, statement and idle timeouts are set), a lost or refusing server, or one
+that only reads for now, is `TablesUnavailable` (retry), wrong credentials are `SettingsError`, missing tables are
+`PublishError` with the command that makes them, and no message ever holds the DSN's password. Knows nothing of what
+the tables hold.
 """
 
 from __future__ import annotations
@@ -38,6 +39,8 @@ _WRONG_SETTING_WORDS = (
     'role "',
     'database "',
 )
+#: What PostgreSQL calls an internal error and a new connection may not meet: a standby, or a pause that was too long.
+_PASSING = (pg.ReadOnlySqlTransaction, pg.IdleInTransactionSessionTimeout)
 _MISSING_SCHEMA = (pg.UndefinedTable, pg.UndefinedColumn, pg.UndefinedObject, pg.InvalidSchemaName)
 
 
@@ -106,6 +109,8 @@ def _translated(error: psycopg.Error, where: str) -> Glm4vError:
         )
     if isinstance(error, _WRONG_SETTING) or _refused_at_the_door(error):
         return SettingsError(f"the database {where} refused the connection: {said}", remedy="check GLM4V_DSN")
+    if isinstance(error, _PASSING):
+        return TablesUnavailable(f"the database {where} broke off: {said}", remedy="is it the primary, and well?")
     if isinstance(error, psycopg.OperationalError | psycopg.InterfaceError):
         return TablesUnavailable(f"the database {where} did not answer: {said}", remedy="is it running and reachable?")
     return PublishError(f"the database {where} refused the rows: {said}", remedy="see the cause with --debug")

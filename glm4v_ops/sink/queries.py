@@ -14,7 +14,7 @@ from psycopg import sql
 from psycopg.rows import dict_row
 
 from glm4v_ops.quality.outcome import Outcome
-from glm4v_ops.result import COLUMNS, Result
+from glm4v_ops.result import COLUMNS, Result, from_rows
 from glm4v_ops.sink.connection import transaction
 
 _COLUMN_LIST = sql.SQL(", ").join(map(sql.Identifier, COLUMNS))
@@ -121,4 +121,4 @@ def digest(connection: psycopg.Connection[Any], day: date | None) -> str:
 def _results(dsn: str, purpose: str, query: sql.Composed, values: dict[str, Any]) -> list[Result]:
     with transaction(dsn, purpose=purpose) as connection, connection.cursor(row_factory=dict_row) as cursor:
         rows = cursor.execute(query, values).fetchall()
-    return [Result(**{**row, "outcome": Outcome(row["outcome"])}) for row in rows]
+    return from_rows(rows)

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import psycopg
 import pytest
+from psycopg import errors as pg
 
 from demo.parts import Postgres
 from glm4v_ops.errors import PublishError, SettingsError, TablesUnavailable
@@ -63,6 +64,22 @@ def test_a_server_that_goes_away_in_the_middle_may_work_later(tables: str) -> No
 
     with pytest.raises(TablesUnavailable):
         lost()
+
+
+def test_a_server_that_only_reads_for_now_may_write_later(tables: str) -> None:
+    def write() -> None:
+        with transaction(tables, purpose="test") as connection:
+            connection.execute("SET TRANSACTION READ ONLY")
+            connection.execute("CREATE TABLE never (a int)")
+
+    with pytest.raises(TablesUnavailable, match="read-only"):
+        write()
+
+
+def test_a_transaction_that_was_ended_for_its_silence_may_be_tried_again() -> None:
+    """Raised here: from a real server libpq reads this or a closed connection, whichever comes first."""
+    with pytest.raises(TablesUnavailable, match="idle-in-transaction"), table_errors("postgresql://host/db"):
+        raise pg.IdleInTransactionSessionTimeout("terminating connection due to idle-in-transaction timeout")
 
 
 def test_errors_that_are_not_the_databases_pass_through(tables: str) -> None:

@@ -3,9 +3,11 @@ from __future__ import annotations
 import dataclasses
 import json
 import threading
+import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from datetime import timedelta
+from itertools import count
 from typing import Any
 
 import psycopg
@@ -238,21 +240,30 @@ def test_readers_see_the_old_day_or_the_new_one_never_a_mixture(tables: str) -> 
     new = [row(f"{index:03}", Outcome.EMPTY if index % 3 else Outcome.OK, caption="new") for index in range(120)]
     _publish(tables, old)
     seen: set[tuple[int, tuple[str, ...]]] = set()
-    stop = threading.Event()
+    stop, reading = threading.Event(), threading.Barrier(3)
+
+    def look(connection: psycopg.Connection) -> None:
+        rows = connection.execute("SELECT caption FROM annotations UNION ALL SELECT caption FROM quarantine").fetchall()
+        seen.add((len(rows), tuple(sorted({caption for (caption,) in rows}))))
 
     def read() -> None:
         with psycopg.connect(tables, autocommit=True) as connection:
+            look(connection)
+            reading.wait(60)
             while not stop.is_set():
-                rows = connection.execute(
-                    "SELECT caption FROM annotations UNION ALL SELECT caption FROM quarantine"
-                ).fetchall()
-                seen.add((len(rows), tuple(sorted({caption for (caption,) in rows}))))
+                look(connection)
 
     with ThreadPoolExecutor(2) as pool:
         readers = [pool.submit(read) for _ in range(2)]
-        for turn in range(6):
-            _publish(tables, old if turn % 2 else new, dag_run_id=f"turn-{turn}")
-        stop.set()
+        try:
+            reading.wait(60)  # until each reads, or the first turns would be over before
+            deadline = time.monotonic() + 60
+            for turn in count():
+                _publish(tables, old if turn % 2 else new, dag_run_id=f"turn-{turn}")
+                if turn >= 5 and (len(seen) > 1 or time.monotonic() > deadline):
+                    break
+        finally:
+            stop.set()
         for reader in readers:
             reader.result()
     assert seen == {(150, ("old",)), (120, ("new",))}
