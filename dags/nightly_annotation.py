@@ -39,7 +39,7 @@ finished result parts are kept, publishing the same rows changes nothing.
 
 DROP = """
 Waits until the drop is complete: the marker object stands under the day's prefix, or nothing was written there for the
-quiet period. Waits in the triggerer, in no slot.
+quiet period; where nothing stands at all, for hours (`GLM4V_EMPTY_SECONDS`). Waits in the triggerer, in no slot.
 
 **When it is red**: the day has not ended yet (UTC), or somebody is still writing. Write the marker or wait, then clear
 it. Still *deferred* and never done: is the triggerer running?

@@ -10,7 +10,7 @@ Every task may run twice: manifests and parts are immutable, publishing the same
 
 from __future__ import annotations
 
-import os
+import hashlib
 import threading
 from collections.abc import Iterable, Mapping
 from dataclasses import asdict
@@ -27,22 +27,13 @@ from glm4v_ops.airflow.partition import resolve_day
 from glm4v_ops.airflow.progress import LiveProgress
 from glm4v_ops.errors import Cancelled, GateFailed, SettingsError
 from glm4v_ops.recipe import Recipe, load_recipe, parse_recipe
-from glm4v_ops.settings import S3Uri, Settings
+from glm4v_ops.settings import S3Uri, Settings, recipe_path
 
 if TYPE_CHECKING:
     S3Client = Any
 
 #: The XCom key under which `FreezeManifest` leaves what the later tasks need; its return value is the list of shards.
 MANIFEST_KEY = "manifest"
-
-
-def recipe_path(name: str) -> Path:
-    """Where a recipe named in the settings lies: relative to `GLM4V_HOME`, or to the folder above this package.
-
-    Never relative to the working directory: Airflow's processes have different ones.
-    """
-    home = os.environ.get("GLM4V_HOME")
-    return (Path(home) if home else Path(__file__).resolve().parents[2]) / name
 
 
 def frozen_recipe(client: S3Client, manifest: Mapping[str, Any]) -> Recipe:
@@ -95,8 +86,10 @@ class FreezeManifest(BaseOperator):
         if not frozen.images:
             raise AirflowSkipException(f"no images under {source}: nothing to annotate, the tables stay as they are")
         _require_mappable(frozen.shards, recipe)
-        recipe_uri = work.child("recipes", f"{recipe.recipe_id}.yaml")
-        store.put_bytes(client, recipe_uri, recipe.to_yaml().encode(), "application/yaml")
+        text = recipe.to_yaml().encode()
+        # Named for all of it: what leaves the id alone (batch size, where the model lies) must not change under a run.
+        recipe_uri = work.child("recipes", f"{recipe.recipe_id}-{hashlib.sha256(text).hexdigest()[:12]}.yaml")
+        store.put_bytes(client, recipe_uri, text, "application/yaml")
         self.log.info(
             "froze %s: %d images, %d bytes, %d shards; recipe %s (%s at %s)",
             frozen.uri,
@@ -251,7 +244,7 @@ class GateDay(BaseOperator):
 class PublishDay(BaseOperator):
     """Swaps the day's rows into the tables in one transaction, then sends the asset event with its counts.
 
-    The event goes out with the task's success and carries the run's partition key by itself.
+    The event goes out with the task's success; its partition key is the day.
     """
 
     template_fields = ("manifest", "shards", "gate")
@@ -310,5 +303,8 @@ class PublishDay(BaseOperator):
         }
         what = "published" if report.changed else "changed nothing: the tables already hold exactly these rows of"
         self.log.info("%s %s: %d ok, %d quarantined", what, day, report.ok, report.quarantined)
-        context["outlet_events"][ANNOTATIONS].extra = counts
+        event = context["outlet_events"][ANNOTATIONS]
+        event.extra = counts
+        if not context.get("partition_key"):  # a plain trigger: Airflow gives the event the run's key, and it has none
+            event.add_partitions(day.isoformat())
         return counts

@@ -1,7 +1,8 @@
 """Waiting for a day's drop to be complete: a sensor that looks once, then waits in the triggerer, in no slot.
 
 What complete means is `glm4v_ops.source.drop`'s to say. The trigger carries the connection's id and never its
-secrets. A store that does not answer does not end the wait; a wrong setting does, and so does the deadline.
+secrets. A store or an Airflow that does not answer does not end the wait; a wrong setting does, and so does the
+deadline.
 """
 
 from __future__ import annotations
@@ -16,7 +17,7 @@ from airflow.triggers.base import BaseTrigger, TriggerEvent
 
 from glm4v_ops.airflow.connections import STORE_CONN_ID, store_client
 from glm4v_ops.airflow.partition import resolve_day
-from glm4v_ops.errors import SettingsError, StoreUnavailable, TerminalError, TransientError
+from glm4v_ops.errors import SettingsError, TerminalError, TransientError
 from glm4v_ops.settings import S3Uri, Settings
 from glm4v_ops.source import drop
 
@@ -38,6 +39,7 @@ class DropTrigger(BaseTrigger):
         day: str,
         marker: str,
         quiet_seconds: int,
+        empty_seconds: int,
         deadline: str,
         poll_seconds: float,
         quiet_at: str,
@@ -48,6 +50,7 @@ class DropTrigger(BaseTrigger):
         self.day = day
         self.marker = marker
         self.quiet_seconds = quiet_seconds
+        self.empty_seconds = empty_seconds
         self.deadline = deadline
         self.poll_seconds = poll_seconds
         self.quiet_at = quiet_at
@@ -55,18 +58,23 @@ class DropTrigger(BaseTrigger):
         self._client: Any = None
 
     def serialize(self) -> tuple[str, dict[str, Any]]:
-        names = ("prefix", "day", "marker", "quiet_seconds", "deadline", "poll_seconds", "quiet_at", "conn_id")
-        return f"{type(self).__module__}.{type(self).__qualname__}", {name: getattr(self, name) for name in names}
+        names = ("prefix", "day", "marker", "quiet_seconds", "empty_seconds", "deadline", "poll_seconds", "quiet_at")
+        arguments = {name: getattr(self, name) for name in (*names, "conn_id")}
+        return f"{type(self).__module__}.{type(self).__qualname__}", arguments
 
     async def run(self) -> AsyncIterator[TriggerEvent]:
         deadline = datetime.fromisoformat(self.deadline)
         seen = "the store was not reached"
         quiet_at = datetime.fromisoformat(self.quiet_at)
-        while (now := datetime.now(UTC)) < deadline:
+        late = False
+        # Looked at once more when the time is up: a triggerer may have been down until then.
+        while not late:
+            now = datetime.now(UTC)
             await asyncio.sleep(self._pause(now, quiet_at, deadline))
+            late = datetime.now(UTC) >= deadline
             try:
                 found = await asyncio.to_thread(self._look, quiet_at)
-            except StoreUnavailable as error:
+            except TransientError as error:
                 self.log.warning("looking again in %g s: %s", self.poll_seconds, error)
                 seen = str(error)
                 continue
@@ -86,8 +94,8 @@ class DropTrigger(BaseTrigger):
 
     def _pause(self, now: datetime, quiet_at: datetime, deadline: datetime) -> float:
         """Seconds to the next look: the poll interval, or less where the answer changes sooner."""
-        moments = [(moment - now).total_seconds() for moment in (quiet_at, deadline) if moment > now]
-        return min([self.poll_seconds, *moments])
+        moments = [deadline, *([quiet_at] if quiet_at > now else [])]
+        return max(0.0, min(self.poll_seconds, *((moment - now).total_seconds() for moment in moments)))
 
     def _look(self, quiet_at: datetime) -> drop.Drop | None:
         """One look, in a thread; None when only the marker could have changed the answer and it is not there."""
@@ -104,6 +112,7 @@ class DropTrigger(BaseTrigger):
             date.fromisoformat(self.day),
             marker=self.marker,
             quiet_seconds=self.quiet_seconds,
+            empty_seconds=self.empty_seconds,
             now=now,
         )
 
@@ -142,6 +151,7 @@ class WaitForDrop(BaseOperator):
             day,
             marker=settings.marker,
             quiet_seconds=settings.quiet_seconds,
+            empty_seconds=settings.empty_seconds,
             now=now,
         )
         self.log.info("%s", found.because)
@@ -151,6 +161,7 @@ class WaitForDrop(BaseOperator):
                 day=day.isoformat(),
                 marker=settings.marker,
                 quiet_seconds=settings.quiet_seconds,
+                empty_seconds=settings.empty_seconds,
                 deadline=(now + self.patience).isoformat(),
                 poll_seconds=self.poll_seconds,
                 quiet_at=found.quiet_at.isoformat(),

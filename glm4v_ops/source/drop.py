@@ -1,8 +1,10 @@
 """Is a day's drop complete: has everything arrived that will arrive?
 
 Two signs, either is enough: the marker object stands under the day's prefix, or nothing has been written there
-for the quiet period, counted from the newest object or from the end of the day, whichever is later. Stateless:
-every look judges by the store and the clock alone, so whoever waits may be restarted at any time.
+for the quiet period, counted from the newest object or from the end of the day, whichever is later. Where nothing
+stands yet, silence is no sign that everything has come: it is waited for longer, until `empty_seconds` after the day's
+end, and only then the day is an empty one. Stateless: every look judges by the store and the clock alone, so whoever
+waits may be restarted at any time.
 
 Knows nothing of who waits, or how often they look. A late upload after a quiet period is not seen: the manifest
 freezes what was there, and the day can be run again.
@@ -32,7 +34,7 @@ class Drop:
 
     complete: bool
     because: str
-    #: The earliest moment at which the quiet period can end; until then only the marker can change the answer.
+    #: The earliest moment at which silence can make it complete; until then only the marker can change the answer.
     quiet_at: datetime
 
 
@@ -57,7 +59,16 @@ def marker_stands(client: S3Client, prefix: S3Uri, marker: str) -> bool:
     return store.exists(client, prefix.child(marker))
 
 
-def look(client: S3Client, prefix: S3Uri, day: date, *, marker: str, quiet_seconds: int, now: datetime) -> Drop:
+def look(
+    client: S3Client,
+    prefix: S3Uri,
+    day: date,
+    *,
+    marker: str,
+    quiet_seconds: int,
+    empty_seconds: int,
+    now: datetime,
+) -> Drop:
     """One look at the drop. Lists the prefix when there is no marker; raises `StoreUnavailable`, `SettingsError`."""
     from glm4v_ops.source import manifest
 
@@ -67,8 +78,22 @@ def look(client: S3Client, prefix: S3Uri, day: date, *, marker: str, quiet_secon
     for listed in manifest.list_objects(client, prefix, exclude=marker):
         count += 1
         newest = max(newest, listed.last_modified)
+    if not count:
+        return _look_at_nothing(prefix, day, marker, quiet_seconds, empty_seconds, now)
     quiet_at = newest + timedelta(seconds=quiet_seconds)
     what = f"{count:,} images under {prefix}, no {marker}, quiet since {newest:%Y-%m-%d %H:%M:%S} UTC"
     if now >= quiet_at:
         return Drop(True, f"{what}: longer than {quiet_seconds} s", quiet_at)
     return Drop(False, f"{what}: waiting for {marker}, or until {quiet_at:%Y-%m-%d %H:%M:%S} UTC", quiet_at)
+
+
+def _look_at_nothing(
+    prefix: S3Uri, day: date, marker: str, quiet_seconds: int, empty_seconds: int, now: datetime
+) -> Drop:
+    empty_at = end_of(day) + timedelta(seconds=empty_seconds)
+    what = f"nothing under {prefix}, no {marker}"
+    if now >= empty_at:
+        return Drop(True, f"{what}, {empty_seconds} s after the day's end: an empty day", empty_at)
+    # What comes now is quiet only after the quiet period.
+    soonest = max(now, end_of(day)) + timedelta(seconds=quiet_seconds)
+    return Drop(False, f"{what}: waiting for either until {empty_at:%Y-%m-%d %H:%M:%S} UTC", min(soonest, empty_at))

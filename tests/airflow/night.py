@@ -67,11 +67,13 @@ def progress_of(stack: Stack, run_id: str, map_index: int) -> dict[str, Any]:
     return next((dict(each["value"]) for each in found if each["key"] == "progress"), {})
 
 
-def trigger(stack: Stack, day: date, recipe: Path | None = None) -> str:
-    """A run of `day`, as a person starts one in the UI; the run id."""
+def trigger(stack: Stack, day: date, recipe: Path | None = None, *, keyed: bool = True, dag: str = DAG) -> str:
+    """A run of `day`, as a person starts one in the UI; the run id. Not `keyed`: the day is a parameter only."""
     conf = {"recipe": str(recipe)} if recipe else {}
-    body = {"logical_date": None, "partition_key": day.isoformat(), "conf": conf}
-    return str(stack.api.post(f"dags/{DAG}/dagRuns", body)["dag_run_id"])
+    body: dict[str, Any] = {"logical_date": None, "conf": conf if keyed else {**conf, "day": day.isoformat()}}
+    if keyed:
+        body["partition_key"] = day.isoformat()
+    return str(stack.api.post(f"dags/{dag}/dagRuns", body)["dag_run_id"])
 
 
 def finished(stack: Stack, day: date, run_id: str) -> Night:

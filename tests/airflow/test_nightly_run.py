@@ -10,15 +10,16 @@ import hashlib
 import json
 import os
 import re
-import signal
 import subprocess
 import sys
-from collections.abc import Iterator
+import time
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from datetime import date
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
+import psutil
 import psycopg
 import pytest
 
@@ -37,10 +38,13 @@ from glm4v_ops.source import store as stores
 from tests.airflow import night
 from tests.airflow.night import DAG, Night
 
+T = TypeVar("T")
+
 pytestmark = pytest.mark.timeout(900)  # the first test of a fixture pays for the run, on a machine with other work
 
 #: Long past, so that no run is ever scheduled for them.
 DAY, OLDEST, MIDDLE, CHINESE = date(2025, 3, 3), date(2025, 3, 4), date(2025, 3, 5), date(2025, 3, 6)
+WAITED = date(2025, 3, 7)
 POSTCARDS, SHARD, PART = 29, 20, 4
 #: What differs by nature between two runs over the same pictures.
 OF_THE_RUN = {"dag_run_id", "try_number", "annotated_at", "latency_ms", "attempts", "cached"}
@@ -122,7 +126,7 @@ def clean(stack: Stack, started: Started) -> Night:
 
 @pytest.fixture(scope="module")
 def second(stack: Stack, client: Any, clean: Night, recipe_file: Path) -> dict[date, str]:
-    """On their way: the full day again, and two older days, by `airflow backfill create`.
+    """On their way: the full day again, by a plain trigger, and two older days, by `airflow backfill create`.
 
     Each of those holds two copies of pictures that `clean` was asked about.
     """
@@ -132,7 +136,7 @@ def second(stack: Stack, client: Any, clean: Night, recipe_file: Path) -> dict[d
             copy = f"{drop.prefix(day)}副本 {number}.png"
             client.copy_object(Bucket=drop.BUCKET, Key=copy, CopySource={"Bucket": drop.BUCKET, "Key": key})
         close_drop(client, day)
-    again = night.trigger(stack, DAY, recipe_file)
+    again = night.trigger(stack, DAY, recipe_file, keyed=False)
     oldest, middle = nights.start_backfill(stack, OLDEST, MIDDLE)
     return {DAY: again, OLDEST: oldest, MIDDLE: middle}
 
@@ -178,11 +182,12 @@ def killed(stack: Stack, client: Any, clean: Night, again: Night, recipe_file: P
         return annotate["pid"] if annotate.get("state") == "running" else None
 
     process = night.until(stack, pid, "the annotate task to run")
+    task = psutil.Process(process)
+    night.until(stack, lambda: night.progress_of(stack, run_id, 0), "progress to be shown")  # while the model loads
     night.until(stack, lambda: len(parts.existing(client, folder, 0)) >= 2, "two parts")
-    night.until(stack, lambda: night.progress_of(stack, run_id, 0), "progress to be shown")
-    assert pid() == process, "the task ended before it could be killed"
-    os.kill(process, signal.SIGKILL)
-    left = written(client, folder)
+    task.kill()
+    task.wait(30)
+    left = until_nothing_changes(lambda: written(client, folder))  # the store may still have a part in hand
     progress = night.progress_of(stack, run_id, 0)
     label = night.instance(stack, run_id, "annotate", 0)["rendered_map_index"]
     return Killed(night.finished(stack, DAY, run_id), left, progress, label)
@@ -222,6 +227,16 @@ def written(client: Any, folder: S3Uri) -> dict[str, tuple[str, Any]]:
     """Every part there is: etag and time of writing."""
     found = client.list_objects_v2(Bucket=folder.bucket, Prefix=folder.key).get("Contents", [])
     return {each["Key"]: (each["ETag"], each["LastModified"]) for each in found}
+
+
+def until_nothing_changes(look: Callable[[], T], seconds: float = 1.0) -> T:
+    """What `look` says, once it has said the same for a while."""
+    seen = look()
+    while True:
+        time.sleep(seconds)
+        if (now := look()) == seen:
+            return seen
+        seen = now
 
 
 def forget_shard(stack: Stack, client: Any, run: Night, shard: int) -> None:
@@ -334,6 +349,12 @@ def test_the_same_day_again_changes_no_row_and_asks_the_model_nothing(clean: Nig
     assert again.xcom("publish")["changed"] is False
 
 
+def test_a_plain_trigger_with_a_day_wakes_whoever_waits_for_that_days_partition(again: Night) -> None:
+    assert again.stack.api.get(again.path)["partition_key"] is None
+    [event] = again.events()
+    assert event["partition_key"] == DAY.isoformat()
+
+
 def test_a_killed_task_ends_in_the_same_rows_as_one_that_was_not(clean: Night, killed: Killed) -> None:
     assert killed.night.digest != clean.digest  # it was really done anew
     assert rows_without(killed.night.rows, OF_THE_RUN) == rows_without(clean.rows, OF_THE_RUN)
@@ -377,6 +398,25 @@ def test_a_day_without_images_is_skipped_and_says_so(empty: Night, started: Star
     with psycopg.connect(empty.stack.dsn) as connection:
         noted = connection.execute("SELECT count(*) FROM runs WHERE day = %s", (started.yesterday,)).fetchone()
     assert noted == (0,)
+
+
+def test_a_drop_without_its_marker_is_waited_for_in_the_triggerer_and_taken_when_it_comes(
+    stack: Stack, client: Any
+) -> None:
+    client.put_object(Bucket=drop.BUCKET, Key=f"{drop.prefix(WAITED)}图.png", Body=b"still coming")
+    nights.wait_for_dag(stack, "waiting")
+    run_id = night.trigger(stack, WAITED, dag="waiting")
+
+    def state() -> str | None:
+        return str(nights.view_of(stack.api, "waiting", WAITED, run_id).tasks.get("wait_for_drop"))
+
+    night.until(stack, lambda: state() == "deferred", "the wait to be deferred")
+    close_drop(client, WAITED)
+    [view] = nights.follow(stack, [(WAITED, run_id)], lambda views: None, dag_id="waiting", seconds=300)
+    assert view.tasks == {"wait_for_drop": "success"}
+    log = "\n".join(stack.api.task_log("waiting", run_id, "wait_for_drop", -1, 1))
+    assert "1 images under" in log
+    assert f"{drop.prefix(WAITED)}{drop.MARKER} is there" in log
 
 
 def test_a_backfill_runs_its_days_and_pays_for_no_answer_twice(backfilled: list[Night], clean: Night) -> None:

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 from pathlib import Path
 from typing import Any
 
@@ -12,9 +13,9 @@ from psycopg.conninfo import conninfo_to_dict
 
 from demo.parts import ObjectStore, Postgres
 from glm4v_ops.airflow.assets import ANNOTATIONS
-from glm4v_ops.airflow.operators import AnnotateShard, FreezeManifest, GateDay, PublishDay, recipe_path
+from glm4v_ops.airflow.operators import AnnotateShard, FreezeManifest, GateDay, PublishDay
 from glm4v_ops.errors import Cancelled, GateFailed, SettingsError
-from glm4v_ops.recipe import load_recipe, parse_recipe
+from glm4v_ops.recipe import parse_recipe
 from glm4v_ops.settings import S3Uri
 from glm4v_ops.sink.postgres import migrate
 from glm4v_ops.source import manifest as manifests
@@ -86,14 +87,6 @@ def summary_of(shard: Shard) -> dict[str, Any]:
     }
 
 
-def test_a_recipe_is_found_wherever_airflow_was_started(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    monkeypatch.chdir(tmp_path)
-    assert load_recipe(recipe_path("recipes/demo.yaml")).name == "demo"
-    monkeypatch.setenv("GLM4V_HOME", "/opt/glm4v")
-    assert recipe_path("recipes/demo.yaml") == Path("/opt/glm4v/recipes/demo.yaml")
-    assert recipe_path("/etc/own.yaml") == Path("/etc/own.yaml")
-
-
 def test_freezing_leaves_the_shards_and_a_small_summary(
     context: dict[str, Any], drop: str, store: ObjectStore, recipe_file: Path
 ) -> None:
@@ -125,9 +118,26 @@ def test_the_frozen_recipe_names_the_models_revision_and_gives_the_same_ids(
     summary = context["ti"].xcoms["manifest"]
     uri = S3Uri.parse(summary["recipe_uri"], setting="recipe_uri")
     frozen = parse_recipe(stores.get_bytes(client, uri).decode(), name="frozen")
-    assert uri.key == f"work/recipes/{summary['recipe_id']}.yaml"
+    assert re.fullmatch(rf"work/recipes/{summary['recipe_id']}-[0-9a-f]{{12}}\.yaml", uri.key)
     assert frozen.recipe_id == summary["recipe_id"]
     assert frozen.model.revision.startswith("sha256:")
+
+
+def test_a_second_run_with_other_batches_leaves_the_recipe_of_the_first_alone(
+    context: dict[str, Any], drop: str, store: ObjectStore, recipe_file: Path
+) -> None:
+    client = store.client()
+    client.put_object(Bucket=drop, Key=f"{PREFIX}a.png", Body=png(1))
+    FreezeManifest(task_id="freeze").execute(context)
+    first = dict(context["ti"].xcoms["manifest"])
+    uri = S3Uri.parse(first["recipe_uri"], setting="recipe_uri")
+    frozen = stores.get_bytes(client, uri)
+    content = json.loads(recipe_file.read_text())
+    recipe_file.write_text(json.dumps({**content, "run": {**content["run"], "batch_size": 7}}))
+    FreezeManifest(task_id="freeze").execute(context)
+    second = context["ti"].xcoms["manifest"]
+    assert (second["recipe_id"], second["recipe_uri"] != first["recipe_uri"]) == (first["recipe_id"], True)
+    assert stores.get_bytes(client, uri) == frozen
 
 
 def test_a_parameter_names_another_recipe(
@@ -208,6 +218,7 @@ def test_a_missing_part_fails_the_gate_with_its_report_kept(context: dict[str, A
 
 
 def publish_twice(context: dict[str, Any], shard: Shard) -> tuple[dict[str, Any], dict[str, Any], Any]:
+    """Both results, and the second's asset event."""
     from airflow.sdk.execution_time.context import OutletEventAccessors
 
     manifest = summary_of(shard)
@@ -216,7 +227,7 @@ def publish_twice(context: dict[str, Any], shard: Shard) -> tuple[dict[str, Any]
     task = PublishDay(task_id="publish", manifest=manifest, shards=shards, gate=gate, outlets=[ANNOTATIONS])
     context["outlet_events"] = OutletEventAccessors()
     first, second = task.execute(context), task.execute({**context, "run_id": "manual__again"})
-    return first, second, context["outlet_events"][ANNOTATIONS].extra
+    return first, second, context["outlet_events"][ANNOTATIONS]
 
 
 def test_publishing_fills_the_tables_and_a_second_time_changes_nothing(
@@ -234,10 +245,19 @@ def test_publishing_fills_the_tables_and_a_second_time_changes_nothing(
 
 
 def test_the_asset_event_says_day_recipe_run_and_counts(context: dict[str, Any], shard: Shard, tables: str) -> None:
-    first, second, extra = publish_twice(context, shard)
-    assert extra == second
+    first, second, event = publish_twice(context, shard)
+    assert event.extra == second
+    assert event.partition_keys == set()  # Airflow gives it the run's own
     assert first["recipe_id"] == shard.recipe.recipe_id
     assert (first["day"], first["run"], first["by_outcome"]) == (DAY.isoformat(), "scheduled__test", {"ok": 5})
+
+
+def test_the_asset_event_of_a_run_without_a_partition_key_has_the_day_for_one(
+    context: dict[str, Any], shard: Shard, tables: str
+) -> None:
+    plain_trigger = {**context, "partition_key": None, "params": {"day": DAY.isoformat(), "recipe": None}}
+    *_, event = publish_twice(plain_trigger, shard)
+    assert event.partition_keys == {DAY.isoformat()}
 
 
 def test_no_operator_keeps_a_secret_in_what_it_returns(

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import socket
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
@@ -11,7 +12,7 @@ from airflow.sdk.module_loading import import_string
 
 from demo.parts import ObjectStore
 from glm4v_ops.airflow.sensors import DropTrigger, WaitForDrop
-from glm4v_ops.errors import SettingsError, TerminalError, TransientError
+from glm4v_ops.errors import SettingsError, StoreUnavailable, TerminalError, TransientError
 
 PREFIX = "images/2026-11-01/"
 
@@ -28,7 +29,8 @@ def trigger(bucket: str, **changes: Any) -> DropTrigger:
         "day": "2026-11-01",
         "marker": "_SUCCESS",
         "quiet_seconds": 86_400,
-        "deadline": (now + timedelta(seconds=30)).isoformat(),
+        "empty_seconds": 86_400,
+        "deadline": (now + timedelta(minutes=10)).isoformat(),
         "poll_seconds": 0.05,
         "quiet_at": (now + timedelta(days=1)).isoformat(),
     }
@@ -53,13 +55,14 @@ def test_a_drop_that_is_not_complete_defers_with_what_the_trigger_needs(
     sensor: WaitForDrop, context: dict[str, Any], drop: str, store: ObjectStore, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("GLM4V_QUIET_SECONDS", "3600")
+    monkeypatch.setenv("GLM4V_EMPTY_SECONDS", "7200")
     store.client().put_object(Bucket=drop, Key=PREFIX + "a.png", Body=b"x")
     with pytest.raises(TaskDeferred) as deferred:
         sensor.execute(context)
     waiting = deferred.value.trigger
     assert isinstance(waiting, DropTrigger)
     assert waiting.prefix == f"s3://{drop}/{PREFIX}"
-    assert waiting.quiet_seconds == 3600
+    assert (waiting.quiet_seconds, waiting.empty_seconds) == (3600, 7200)
     assert deferred.value.method_name == "resume"
 
 
@@ -126,17 +129,38 @@ def test_the_deadline_ends_the_wait_and_says_what_was_waited_for(
         sensor.resume(context, event)
 
 
-def test_a_store_that_does_not_answer_does_not_end_the_wait(
+def test_a_trigger_that_comes_back_after_its_deadline_looks_once_more(drop: str, store: ObjectStore) -> None:
+    store.client().put_object(Bucket=drop, Key=PREFIX + "_SUCCESS", Body=b"")
+    past = (datetime.now(UTC) - timedelta(hours=1)).isoformat()
+    event = asyncio.run(first_event(trigger(drop, deadline=past, poll_seconds=3600)))
+    assert event["status"] == "complete"
+
+
+def test_neither_a_store_nor_an_airflow_that_does_not_answer_ends_the_wait(
     drop: str, store: ObjectStore, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from demo.process import free_ports
+    store.client().put_object(Bucket=drop, Key=PREFIX + "_SUCCESS", Body=b"")
+    waiting = trigger(drop)
+    look, faults = waiting._look, [StoreUnavailable("the store did not answer"), TransientError("nor did Airflow")]
 
+    def troubled(quiet_at: datetime) -> Any:
+        if faults:
+            raise faults.pop()
+        return look(quiet_at)
+
+    monkeypatch.setattr(waiting, "_look", troubled)
+    assert asyncio.run(first_event(waiting))["status"] == "complete"
+    assert faults == []
+
+
+def test_the_deadline_says_that_the_store_did_not_answer(store: ObjectStore, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("glm4v_ops.source.store.ATTEMPTS", 1)
-    away = {"conn_type": "aws", "login": "a", "password": "b"}
-    extra = {"endpoint_url": f"http://127.0.0.1:{free_ports(1)[0]}", "region_name": "us-east-1"}
-    monkeypatch.setenv("AIRFLOW_CONN_GLM4V_STORE", json.dumps({**away, "extra": extra}))
-    waiting = trigger(drop, deadline=(datetime.now(UTC) + timedelta(seconds=1)).isoformat())
-    event = asyncio.run(first_event(waiting))
+    with socket.socket() as deaf:  # bound and not listening: nobody else gets the port, and nobody answers there
+        deaf.bind(("127.0.0.1", 0))
+        extra = {"endpoint_url": f"http://127.0.0.1:{deaf.getsockname()[1]}", "region_name": "us-east-1"}
+        away = {"conn_type": "aws", "login": "a", "password": "b", "extra": extra}
+        monkeypatch.setenv("AIRFLOW_CONN_GLM4V_STORE", json.dumps(away))
+        event = asyncio.run(first_event(trigger("drop", deadline=datetime.now(UTC).isoformat())))
     assert event["status"] == "late"
     assert "did not answer" in event["message"]
 

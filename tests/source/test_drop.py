@@ -35,7 +35,9 @@ def prefix(store: ObjectStore) -> S3Uri:
 @pytest.fixture
 def look(client: Any, prefix: S3Uri) -> Look:
     def at(now: datetime, *, quiet_seconds: int = 60) -> drop.Drop:
-        return drop.look(client, prefix, DAY, marker="_SUCCESS", quiet_seconds=quiet_seconds, now=now)
+        return drop.look(
+            client, prefix, DAY, marker="_SUCCESS", quiet_seconds=quiet_seconds, empty_seconds=3600, now=now
+        )
 
     return at
 
@@ -72,15 +74,39 @@ def test_without_a_marker_the_drop_is_complete_after_the_quiet_period(client: An
     assert after.complete
 
 
-def test_the_quiet_period_of_an_empty_prefix_counts_from_the_end_of_the_day(look: Look) -> None:
-    assert not look(MIDNIGHT + timedelta(seconds=59)).complete
-    assert look(MIDNIGHT + timedelta(seconds=60)).complete
+def test_where_nothing_stands_silence_completes_nothing_before_its_own_time(look: Look) -> None:
+    asleep = look(MIDNIGHT + timedelta(minutes=50))
+    assert not asleep.complete
+    assert "waiting for either until 2026-11-02 01:00:00 UTC" in asleep.because
+    empty = look(MIDNIGHT + timedelta(minutes=60))
+    assert empty.complete
+    assert "nothing under s3://" in empty.because
+    assert "an empty day" in empty.because
+
+
+@pytest.mark.parametrize(
+    ("now", "quiet_at"),
+    [
+        (timedelta(minutes=-2), timedelta(minutes=1)),
+        (timedelta(minutes=10), timedelta(minutes=11)),  # an image may come right after the look
+        (timedelta(minutes=59, seconds=30), timedelta(minutes=60)),
+    ],
+)
+def test_an_upload_that_begins_late_is_looked_at_as_soon_as_it_can_be_quiet(
+    look: Look, now: timedelta, quiet_at: timedelta
+) -> None:
+    assert look(MIDNIGHT + now).quiet_at == MIDNIGHT + quiet_at
+
+
+def test_an_old_day_without_images_is_not_waited_for(look: Look) -> None:
+    assert look(MIDNIGHT + timedelta(days=30)).complete
 
 
 def test_the_quiet_period_never_ends_before_the_day_does(client: Any, prefix: S3Uri) -> None:
     newest = put(client, prefix, "a.png")
     future = newest.date() + timedelta(days=3)
-    found = drop.look(client, prefix, future, marker="_SUCCESS", quiet_seconds=60, now=newest + timedelta(days=2))
+    now = newest + timedelta(days=2)
+    found = drop.look(client, prefix, future, marker="_SUCCESS", quiet_seconds=60, empty_seconds=60, now=now)
     assert not found.complete
     assert found.quiet_at == drop.end_of(future) + timedelta(seconds=60)
 
@@ -97,4 +123,12 @@ def test_the_run_of_midnight_survives_a_clock_that_is_behind() -> None:
 
 def test_a_bucket_that_does_not_exist_is_a_wrong_setting_and_no_empty_drop(client: Any) -> None:
     with pytest.raises(SettingsError, match="no-such-bucket"):
-        drop.look(client, S3Uri("no-such-bucket", "images/"), DAY, marker="_SUCCESS", quiet_seconds=0, now=MIDNIGHT)
+        drop.look(
+            client,
+            S3Uri("no-such-bucket", "images/"),
+            DAY,
+            marker="_SUCCESS",
+            quiet_seconds=0,
+            empty_seconds=0,
+            now=MIDNIGHT,
+        )
