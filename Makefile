@@ -36,11 +36,13 @@ check: setup ## lint, format, types
 	$(RUN) -m ruff format --check .
 	$(RUN) -m mypy
 
-soak: setup ## the long tests: a night's worth of kills, restarts and big days
-	$(RUN) -m pytest -m soak --timeout 7200
+soak: setup ## the long tests: bounds of the benchmarks, scores on 500 pictures, a demo that is stopped; 45 minutes
+	$(RUN) -m pytest -m soak --numprocesses 0
 
 clean: ## remove the state folder and what the tools cached; .venv stays
 	@if [ -e "$(STATE)" ] && [ ! -e "$(STATE)/lock" ]; then \
 		echo "$(STATE) is not a state folder of the demo: left alone" >&2; exit 1; fi
+	@[ ! -e "$(STATE)/lock" ] || $(PYTHON) -c 'import fcntl, sys; fcntl.flock(open(sys.argv[1]), fcntl.LOCK_EX | fcntl.LOCK_NB)' \
+		"$(STATE)/lock" 2>/dev/null || { echo "a stack is running on $(STATE): stop it first" >&2; exit 1; }
 	rm -rf "$(STATE)" .pytest_cache .mypy_cache .ruff_cache
 	find . -name __pycache__ -type d -not -path './$(VENV)/*' -prune -exec rm -rf {} +

@@ -5,7 +5,6 @@ Knows nothing of how Airflow was started; anything with a URL, a user and a pass
 
 from __future__ import annotations
 
-import time
 from collections.abc import Iterator
 from typing import Any
 
@@ -13,9 +12,12 @@ import httpx
 
 from glm4v_ops.errors import Glm4vError
 
+#: How often a question is asked before it counts as not answered: on a busy machine one may take half a minute.
+_TRIES = 3
+
 
 class AirflowRefused(Glm4vError):
-    """Airflow answered a request with an error."""
+    """Airflow answered a request with an error, or not at all."""
 
 
 class AirflowApi:
@@ -75,14 +77,24 @@ class AirflowApi:
     def _ask(self, method: str, path: str, **options: Any) -> Any:
         if "Authorization" not in self._http.headers:
             self._log_in()
-        # A key may hold anything a run id may: httpx encodes what a path must not hold.
-        answer = self._http.request(method, f"/api/v2/{path}", headers={"Accept": "application/json"}, **options)
+        answer = self._send(method, path, **options)
         if answer.status_code == 401:
             self._log_in()
-            answer = self._http.request(method, f"/api/v2/{path}", headers={"Accept": "application/json"}, **options)
+            answer = self._send(method, path, **options)
         if answer.is_error:
             raise AirflowRefused(f"Airflow refused {method} {path}: {answer.status_code} {answer.text[:500]}")
         return answer.json() if answer.content else None
+
+    def _send(self, method: str, path: str, **options: Any) -> httpx.Response:
+        for attempt in range(_TRIES):
+            try:
+                # A key may hold anything a run id may: httpx encodes what a path must not hold.
+                return self._http.request(method, f"/api/v2/{path}", headers={"Accept": "application/json"}, **options)
+            except httpx.TransportError as error:
+                if method != "GET" or attempt == _TRIES - 1:  # what changes something may have been done
+                    told = f"{type(error).__name__}: {error}"
+                    raise AirflowRefused(f"Airflow at {self.url} did not answer {method} {path}: {told}") from error
+        raise AssertionError("unreachable")
 
     def _log_in(self) -> None:
         answer = self._http.post("/auth/token", json={"username": self._user, "password": self._password})
@@ -97,8 +109,3 @@ def _line(entry: Any) -> str:
     words = [str(entry[name]) for name in ("timestamp", "level", "event", "reason") if entry.get(name)]
     error = entry.get("error_detail") or []
     return " ".join([*words, *(f"{each.get('exc_type')}: {each.get('exc_value')}" for each in error)])
-
-
-def seconds_since(moment: float) -> str:
-    """How long ago a `time.monotonic()` was, for progress lines."""
-    return f"{time.monotonic() - moment:.1f} s"

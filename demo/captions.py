@@ -14,7 +14,6 @@ SIZES = ("large", "medium", "small")
 POSITIONS = ("top left", "top", "top right", "left", "center", "right", "bottom left", "bottom", "bottom right")
 BACKDROPS = ("plain", "gradient", "noisy", "striped", "checked", "dotted")
 BACKDROP_COLOURS = ("white", "gray", "black", "cream", "light blue", "light green", "navy", "maroon")
-KINDS = ("postcard", "blank", "text", "receipt")
 NUMBERS = ("no", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine", "ten")
 TEMPLATES = 6  # sentence forms of a picture with objects; the other kinds take the number modulo their own
 

@@ -76,26 +76,34 @@ def start_nightly(stack: Stack, day: date, dag_id: str = DAG) -> str:
     if before:
         if before[-1]["state"] in _UNFINISHED:  # cut off by the end of the last start; Airflow takes it up again
             return str(before[-1]["dag_run_id"])
-        body = {"logical_date": None, "partition_key": day.isoformat(), "note": "make demo, again"}
-        return str(stack.api.post(f"dags/{dag_id}/dagRuns", body)["dag_run_id"])
+        return _trigger(stack, day, dag_id, "make demo, again")
     deadline = time.monotonic() + _PATIENCE
     while not (found := runs_of(stack.api, day, dag_id)):
         stack.check()
+        if day != days_before(count=1)[0]:
+            return _trigger(stack, day, dag_id, "make demo, begun before midnight UTC")
         if time.monotonic() > deadline:
             raise RunFailed(f"the scheduler made no run for {day}{stack.parts['scheduler'].tail()}")
         time.sleep(1)
     return str(found[-1]["dag_run_id"])
 
 
+def _trigger(stack: Stack, day: date, dag_id: str, note: str) -> str:
+    body = {"logical_date": None, "partition_key": day.isoformat(), "note": note}
+    return str(stack.api.post(f"dags/{dag_id}/dagRuns", body)["dag_run_id"])
+
+
 def start_backfill(stack: Stack, first: date, last: date, dag_id: str = DAG) -> list[str]:
     """`airflow backfill create` from `first` to `last`, done days included; the run ids, oldest day first."""
     days = [date.fromordinal(number) for number in range(first.toordinal(), last.toordinal() + 1)]
     earlier = {day: runs_of(stack.api, day, dag_id) for day in days}
-    if all(runs and runs[-1]["state"] in _UNFINISHED for runs in earlier.values()):
-        return [runs[-1]["dag_run_id"] for runs in earlier.values()]  # cut off by the end of the last start
+    states = {runs[-1]["state"] if runs else "none" for runs in earlier.values()}
+    if states.intersection(_UNFINISHED) and states <= {*_UNFINISHED, "success"}:
+        # Cut off by the end of the last start, some days perhaps done. Airflow would refuse a second backfill.
+        return [runs[-1]["dag_run_id"] for runs in earlier.values()]
     before = {day: {run["dag_run_id"] for run in runs} for day, runs in earlier.items()}
     options = ["--from-date", f"{first}", "--to-date", f"{last}", "--max-active-runs", "1"]
-    deadline = time.monotonic() + _PATIENCE
+    deadline = time.monotonic() + (_RUN_SECONDS * len(days) if states.intersection(_UNFINISHED) else _PATIENCE)
     while True:
         finished = stack.airflow(
             "backfill", "create", "--dag-id", dag_id, *options, "--reprocess-behavior", "completed"

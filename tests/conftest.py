@@ -10,11 +10,12 @@ from __future__ import annotations
 import os
 import shutil
 from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
 
 import pytest
 
 from demo.parts import ObjectStore, Postgres
-from demo.process import free_ports
 from demo.stack import ROOT, Stack
 
 # Before anything imports torch. The tests run in two processes, and these models are too small to gain from threads.
@@ -26,25 +27,37 @@ for _name in [name for name in os.environ if name.startswith(("AWS_", "GLM4V_", 
 
 
 @pytest.fixture(scope="session")
-def store(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ObjectStore]:
-    with ObjectStore.start(tmp_path_factory.mktemp("store")) as running:
+def store(tmp_path_factory: pytest.TempPathFactory, request: pytest.FixtureRequest) -> Iterator[ObjectStore]:
+    with _removed_after(tmp_path_factory.mktemp("store"), request) as folder, ObjectStore.start(folder) as running:
         yield running
 
 
 @pytest.fixture(scope="session")
-def postgres(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Postgres]:
-    with Postgres.start(tmp_path_factory.mktemp("postgres"), durable=False) as running:
+def postgres(tmp_path_factory: pytest.TempPathFactory, request: pytest.FixtureRequest) -> Iterator[Postgres]:
+    folder = tmp_path_factory.mktemp("postgres")
+    with _removed_after(folder, request), Postgres.start(folder, durable=False) as running:
         yield running
 
 
 @pytest.fixture(scope="session")
-def stack(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Stack]:
+def stack(tmp_path_factory: pytest.TempPathFactory, request: pytest.FixtureRequest) -> Iterator[Stack]:
     """The whole stack with a real scheduler, for the project's DAGs and those in tests/demo/dags. Starts in 30 s."""
     dags = tmp_path_factory.mktemp("dags")
     for source in [*(ROOT / "dags").glob("*.py"), *(ROOT / "tests/demo/dags").glob("*.py")]:
         shutil.copy(source, dags)
     # Airflow's own pause before a killed task's next try is five minutes.
     settings = {"AIRFLOW__CORE__DEFAULT_TASK_RETRY_DELAY": "1"}
-    folder, port = tmp_path_factory.mktemp("stack"), free_ports(1)[0]  # two processes may start one each
-    with Stack.start(folder, dags=dags, settings=settings, port=port) as running:
+    # Two processes may start one each: port 8080 is for neither.
+    with (
+        _removed_after(tmp_path_factory.mktemp("stack"), request) as folder,
+        Stack.start(folder, dags=dags, settings=settings, port=0) as running,
+    ):
         yield running
+
+
+@contextmanager
+def _removed_after(folder: Path, request: pytest.FixtureRequest) -> Iterator[Path]:
+    """pytest keeps the folders of three runs, and a server's is a gigabyte: kept only when something failed."""
+    yield folder
+    if not request.session.testsfailed:
+        shutil.rmtree(folder)

@@ -32,6 +32,7 @@ from demo.stream import (
 )
 from glm4v_ops.recipe import load_recipe
 from glm4v_ops.source.image import decode
+from tests.demo.processes import asked, command_line
 
 STOP = 256
 CPU = torch.device("cpu")
@@ -242,15 +243,16 @@ def test_worker_processes_draw_the_same_and_are_gone_after_close(
         assert torch.equal(ring.columns[0][:PARCEL], parcels[0].pixels)
         assert {each.pid for each in here.children(recursive=True)} - before
     drawing.close()
+    # The loader does not join its queue's feeder, nor the fork server its children at once: both are about to end.
+    for thread in {*threading.enumerate()} - threads:
+        thread.join(30)
     assert {*threading.enumerate()} <= threads
     # What serves forks to whoever asks stays, it is the interpreter's own.
     left = [each for each in here.children(recursive=True) if each.pid not in before]
-    assert not [
-        each
-        for each in left
-        if "forkserver" not in " ".join(each.cmdline()) and "tracker" not in " ".join(each.cmdline())
-    ]
-    assert not [child for each in left for child in each.children()]
+    assert not [line for line in asked(left, command_line) if "forkserver" not in line and "tracker" not in line]
+    forks = [child for children in asked(left, psutil.Process.children) for child in children]
+    _, alive = psutil.wait_procs(forks, timeout=30)
+    assert not alive
 
 
 def test_close_does_not_wait_for_anyone_to_take_what_is_drawn(tokenizer: PreTrainedTokenizerFast) -> None:
