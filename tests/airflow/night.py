@@ -96,7 +96,7 @@ def until(stack: Stack, look: Callable[[], T | None], what: str) -> T:
     while not (found := look()):
         stack.check()
         assert time.monotonic() < deadline, f"waited {_PATIENCE} s for {what}"
-        time.sleep(0.05)
+        time.sleep(0.2)
     return found
 
 

@@ -99,8 +99,13 @@ def test_a_second_start_on_the_same_folder_says_which_one_is_running(stack: Stac
     assert stack.api.get("pools/gpu")["slots"] == SLOTS
 
 
-def test_a_component_that_dies_is_reported_with_its_log_and_takes_the_rest_along(no_dags: Path, tmp_path: Path) -> None:
-    state = tmp_path / "state"
+@pytest.fixture(scope="module")
+def state(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder for the starts of this file, one after the other: setting up Airflow's database is half of a start."""
+    return tmp_path_factory.mktemp("up") / "state"
+
+
+def test_a_component_that_dies_is_reported_with_its_log_and_takes_the_rest_along(no_dags: Path, state: Path) -> None:
     with pytest.raises(PartFailed, match=r"(?s)ended by itself.*no_such_module.*the whole log is"):
         # A setting the api-server cannot start with.
         Stack.start(state, dags=no_dags, settings={"AIRFLOW__CORE__AUTH_MANAGER": "no_such_module.AuthManager"})
@@ -127,9 +132,8 @@ def start(state: Path, **options: Any) -> subprocess.Popen[str]:
 
 
 @pytest.fixture(scope="module")
-def up(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Up]:
+def up(state: Path) -> Iterator[Up]:
     """One start for the tests that follow; the last of them stops it."""
-    state = tmp_path_factory.mktemp("up") / "state"
     with start(state, stdout=subprocess.PIPE, stderr=subprocess.STDOUT) as process:
         try:
             assert process.stdout is not None
