@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import http.server
 import os
+import socket
 import stat
 import subprocess
 import sys
@@ -15,6 +16,7 @@ import pytest
 import sqlalchemy
 from botocore.exceptions import ClientError
 
+from demo import parts
 from demo.parts import ObjectStore, Postgres
 from demo.process import TAG, Kept, PartFailed, clear_leftovers, kept_processes
 from demo.stack import ROOT
@@ -133,6 +135,26 @@ def test_a_store_is_ready_when_what_it_holds_can_be_read(
         server.shutdown()
         thread.join()
     assert server.puts == puts  # type: ignore[attr-defined]
+
+
+@pytest.mark.parametrize(
+    ("server", "port"),
+    [(ObjectStore, "s3.port"), (ObjectStore, "volume.port"), (ObjectStore, "master.port"), (Postgres, "port")],
+)
+def test_a_port_that_somebody_takes_before_the_server_does_is_left_to_them(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, server: type[ObjectStore | Postgres], port: str
+) -> None:
+    choose, asked = parts._ports, []
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+
+        def ports(path: Path, names: list[str], *, fresh: bool) -> dict[str, int]:
+            asked.append(fresh)
+            chosen = choose(path, names, fresh=fresh)
+            return chosen if fresh else {**chosen, port: taken.getsockname()[1]}
+
+        monkeypatch.setattr(parts, "_ports", ports)
+        with server.start(tmp_path / "server"):
+            assert asked == [False, True]
 
 
 def test_nothing_is_left_when_the_parent_is_killed(tmp_path: Path) -> None:
