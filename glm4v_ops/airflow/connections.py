@@ -38,24 +38,15 @@ def store_client(conn_id: str = STORE_CONN_ID) -> S3Client:
     """A boto3 S3 client with the connection's keys, endpoint and role, and the pipeline's own retries and timeouts."""
     from airflow.providers.amazon.aws.hooks.s3 import S3Hook
     from airflow.providers.amazon.aws.utils.connection_wrapper import AwsConnectionWrapper
-    from botocore.config import Config
 
     from glm4v_ops.source import store
 
     connection = _require(conn_id, _STORE_REMEDY)
-    config = Config(
-        retries={"mode": "adaptive", "total_max_attempts": store.ATTEMPTS},
-        connect_timeout=store.CONNECT_TIMEOUT,
-        read_timeout=store.READ_TIMEOUT,
-        max_pool_connections=store.POOL_SIZE,
-        request_checksum_calculation="when_required",
-        response_checksum_validation="when_required",
-    )
     with store.as_store_errors():
-        hook = S3Hook(aws_conn_id=conn_id, config=config)
+        hook = S3Hook(aws_conn_id=conn_id)
         # The hook would ask for the connection again and, where Airflow then does not answer, take the machine's own
         # credentials and Amazon's endpoint without a word.
-        hook.conn_config = AwsConnectionWrapper(conn=connection, botocore_config=config)
+        hook.conn_config = AwsConnectionWrapper(conn=connection, botocore_config=store.config())
         return hook.get_conn()
 
 

@@ -64,12 +64,9 @@ _REMEDIES = {
 _NO_ANSWER = (HTTPClientError, NotConnected, IncompleteReadError, HTTPError, Boto3Error)
 
 
-def client(**options: Any) -> Any:
-    """A boto3 S3 client, safe to share between threads; keys and endpoint from boto3's own chain unless given.
-
-    `options` go to `boto3.client` (`endpoint_url`, `aws_access_key_id`, …); a `config` is merged over ours.
-    """
-    config = Config(
+def config() -> Config:
+    """The SDK's settings of every client of ours."""
+    return Config(
         retries={"mode": "adaptive", "total_max_attempts": ATTEMPTS},
         connect_timeout=CONNECT_TIMEOUT,
         read_timeout=READ_TIMEOUT,
@@ -77,10 +74,18 @@ def client(**options: Any) -> Any:
         # Checksum trailers are an AWS extension that many S3 stores refuse.
         request_checksum_calculation="when_required",
         response_checksum_validation="when_required",
-    ).merge(options.pop("config", Config()))
+    )
+
+
+def client(**options: Any) -> Any:
+    """A boto3 S3 client, safe to share between threads; keys and endpoint from boto3's own chain unless given.
+
+    `options` go to `boto3.client` (`endpoint_url`, `aws_access_key_id`, …); a `config` is merged over ours.
+    """
+    merged = config().merge(options.pop("config", Config()))
     try:
         # A session of its own: boto3's default one must not be used by several threads while it makes a client.
-        return boto3.session.Session().client("s3", config=config, **options)
+        return boto3.session.Session().client("s3", config=merged, **options)
     except (BotoCoreError, ValueError) as error:  # ValueError: an endpoint that is no URL
         raise _cannot_ask(error, "") from error
 

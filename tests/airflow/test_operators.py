@@ -109,14 +109,19 @@ def test_freezing_leaves_the_shards_and_a_small_summary(
     assert summary["model_base"] == str(recipe_file.parent)
 
 
+def freeze(context: dict[str, Any]) -> tuple[dict[str, Any], S3Uri]:
+    """What a freeze leaves for later tasks, and where it put the recipe."""
+    FreezeManifest(task_id="freeze").execute(context)
+    summary = dict(context["ti"].xcoms["manifest"])
+    return summary, S3Uri.parse(summary["recipe_uri"], setting="recipe_uri")
+
+
 def test_the_frozen_recipe_names_the_models_revision_and_gives_the_same_ids(
     context: dict[str, Any], drop: str, store: ObjectStore, recipe_file: Path
 ) -> None:
     client = store.client()
     client.put_object(Bucket=drop, Key=f"{PREFIX}a.png", Body=png(1))
-    FreezeManifest(task_id="freeze").execute(context)
-    summary = context["ti"].xcoms["manifest"]
-    uri = S3Uri.parse(summary["recipe_uri"], setting="recipe_uri")
+    summary, uri = freeze(context)
     frozen = parse_recipe(stores.get_bytes(client, uri).decode(), name="frozen")
     assert re.fullmatch(rf"work/recipes/{summary['recipe_id']}-[0-9a-f]{{12}}\.yaml", uri.key)
     assert frozen.recipe_id == summary["recipe_id"]
@@ -128,15 +133,12 @@ def test_a_second_run_with_other_batches_leaves_the_recipe_of_the_first_alone(
 ) -> None:
     client = store.client()
     client.put_object(Bucket=drop, Key=f"{PREFIX}a.png", Body=png(1))
-    FreezeManifest(task_id="freeze").execute(context)
-    first = dict(context["ti"].xcoms["manifest"])
-    uri = S3Uri.parse(first["recipe_uri"], setting="recipe_uri")
+    first, uri = freeze(context)
     frozen = stores.get_bytes(client, uri)
     content = json.loads(recipe_file.read_text())
     recipe_file.write_text(json.dumps({**content, "run": {**content["run"], "batch_size": 7}}))
-    FreezeManifest(task_id="freeze").execute(context)
-    second = context["ti"].xcoms["manifest"]
-    assert (second["recipe_id"], second["recipe_uri"] != first["recipe_uri"]) == (first["recipe_id"], True)
+    second, other = freeze(context)
+    assert (second["recipe_id"], other != uri) == (first["recipe_id"], True)
     assert stores.get_bytes(client, uri) == frozen
 
 

@@ -7,7 +7,6 @@ import stat
 import subprocess
 import sys
 import textwrap
-import threading
 from pathlib import Path
 
 import psutil
@@ -21,6 +20,7 @@ from demo.parts import ObjectStore, Postgres
 from demo.process import TAG, Kept, PartFailed, clear_leftovers, kept_processes
 from demo.stack import ROOT
 from tests.demo.processes import asked, command_line, gone_within, listening
+from tests.served import served
 
 
 def test_the_store_keeps_what_was_put_under_any_key(store: ObjectStore) -> None:
@@ -90,6 +90,7 @@ class _Gateway(http.server.BaseHTTPRequestHandler):
     """A store's gateway that answers every read in one way, and takes every write."""
 
     status, code = 200, ""
+    puts: list[str]
 
     def do_GET(self) -> None:
         buckets = b"<ListAllMyBucketsResult><Buckets/></ListAllMyBucketsResult>"
@@ -103,7 +104,7 @@ class _Gateway(http.server.BaseHTTPRequestHandler):
 
     def do_PUT(self) -> None:
         self.rfile.read(int(self.headers["Content-Length"] or 0))
-        self.server.puts.append(self.path)  # type: ignore[attr-defined]  # ours, set by the test
+        self.puts.append(self.path)
         self.send_response(200)
         self.send_header("Content-Length", "0")
         self.end_headers()
@@ -125,16 +126,11 @@ class _Gateway(http.server.BaseHTTPRequestHandler):
 def test_a_store_is_ready_when_what_it_holds_can_be_read(
     store: ObjectStore, status: int, code: str, ready: bool, puts: list[str]
 ) -> None:
-    handler = type("Gateway", (_Gateway,), {"status": status, "code": code})
-    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), handler) as server:
-        server.puts = []  # type: ignore[attr-defined]
-        thread = threading.Thread(target=server.serve_forever)
-        thread.start()
-        beginning = ObjectStore(store.folder, store.process, {"s3.port": server.server_port}, "key", "secret")
+    handler: type[_Gateway] = type("Gateway", (_Gateway,), {"status": status, "code": code, "puts": []})
+    with served(handler) as port:
+        beginning = ObjectStore(store.folder, store.process, {"s3.port": port}, "key", "secret")
         assert beginning.answers() is ready
-        server.shutdown()
-        thread.join()
-    assert server.puts == puts  # type: ignore[attr-defined]
+    assert handler.puts == puts
 
 
 @pytest.mark.parametrize(

@@ -20,6 +20,7 @@ from glm4v_ops.source import fetch
 from glm4v_ops.source import manifest as manifests
 from glm4v_ops.source.fetch import Fetched, fetch_all
 from glm4v_ops.source.manifest import ManifestRow
+from tests.served import served
 from tests.source.conftest import IMPATIENT, client_for
 from tests.source.test_manifest import HARD_KEYS
 
@@ -241,14 +242,9 @@ class _Store(http.server.BaseHTTPRequestHandler):
 @pytest.fixture
 def faulty(store: ObjectStore) -> Iterator[tuple[type[_Store], Any]]:
     handler: type[_Store] = type("Faulty", (_Store,), {"asked": [], "release": threading.Event()})
-    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), handler) as server:
-        server.daemon_threads = True
-        thread = threading.Thread(target=server.serve_forever)
-        thread.start()
-        yield handler, client_for(store, endpoint_url=f"http://127.0.0.1:{server.server_port}", config=IMPATIENT)
+    with served(handler) as port:
+        yield handler, client_for(store, endpoint_url=f"http://127.0.0.1:{port}", config=IMPATIENT)
         handler.release.set()
-        server.shutdown()
-        thread.join()
 
 
 @pytest.fixture

@@ -1,7 +1,6 @@
 from __future__ import annotations
 
 import http.server
-import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -14,6 +13,7 @@ from glm4v_ops.errors import Glm4vError, ManifestError, SettingsError, StoreUnav
 from glm4v_ops.recipe import RunSection
 from glm4v_ops.settings import S3Uri
 from glm4v_ops.source import store as s3
+from tests.served import served
 from tests.source.conftest import IMPATIENT, client_for
 
 CALLS: dict[str, Callable[[Any, S3Uri], object]] = {
@@ -133,12 +133,8 @@ class _Troubled(http.server.BaseHTTPRequestHandler):
 def troubled(store: ObjectStore, status: int, code: str) -> Iterator[Any]:
     """A client of a store that gives the same answer to everything."""
     handler = type("Troubled", (_Troubled,), {"status": status, "code": code})
-    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), handler) as server:
-        thread = threading.Thread(target=server.serve_forever)
-        thread.start()
-        yield client_for(store, endpoint_url=f"http://127.0.0.1:{server.server_port}", config=IMPATIENT)
-        server.shutdown()
-        thread.join()
+    with served(handler) as port:
+        yield client_for(store, endpoint_url=f"http://127.0.0.1:{port}", config=IMPATIENT)
 
 
 def refusal(store: ObjectStore, status: int, code: str) -> Glm4vError:
@@ -230,15 +226,9 @@ class _Plain(http.server.BaseHTTPRequestHandler):
 def test_a_store_without_conditional_writes_is_asked_first(store: ObjectStore) -> None:
     held: dict[str, bytes] = {}
     handler = type("Plain", (_Plain,), {"held": held})
-    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), handler) as server:
-        thread = threading.Thread(target=server.serve_forever)
-        thread.start()
-        client = client_for(store, endpoint_url=f"http://127.0.0.1:{server.server_port}", config=IMPATIENT)
+    with served(handler) as port:
+        client = client_for(store, endpoint_url=f"http://127.0.0.1:{port}", config=IMPATIENT)
         uri = S3Uri("bucket", "part")
-        try:
-            assert s3.put_once(client, uri, b"first") is True
-            assert s3.put_once(client, uri, b"second") is False
-        finally:
-            server.shutdown()
-            thread.join()
+        assert s3.put_once(client, uri, b"first") is True
+        assert s3.put_once(client, uri, b"second") is False
     assert [body for body in held.values() if b"first" in body] == list(held.values())
